@@ -1,0 +1,134 @@
+"""What agents are given and what they give back, and the few steps that all of them share.
+
+Axes: N points (parameter sets), T steps, E environments per point, O observation features, m components of a
+continuous action, K rows whose successor observation is not the next row, B = T·E.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..losses import entropy_loss, explained_variance, policy_gradient_loss, value_loss
+from ..returns import normalize_advantages, successor_values
+from .policies import BoundPolicy
+
+
+class Batch(NamedTuple):
+    """One window of experience of every point, collected with that point's own parameters.
+
+    Attributes:
+        obs: [N, T, E, O], float32; what the actor acted on.
+        actions: [N, T, E] int64 or [N, T, E, m] float32; as sampled, before clipping and offsets.
+        rewards: [N, T, E], float32.
+        terminated: [N, T, E], bool; ended by the task's rules.
+        truncated: [N, T, E], bool; ended by a time limit. Where both are set the episode has terminated.
+        final_obs: [N, K, O], float32; successor observations that are not the next row, 0 in padding entries.
+        final_index: [N, K], int64; the flat rows t·E + e they belong to: every row that is truncated and not
+            terminated, and the last step of every environment that did not end there; −1 in padding entries.
+    """
+
+    obs: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final_obs: Tensor
+    final_index: Tensor
+
+
+class AgentLosses(NamedTuple):
+    """The loss of every point and its parts; all [N], all but the first detached.
+
+    Attributes:
+        total: what is differentiated: policy_loss + vf_coef · value_loss − ent_coef · entropy.
+        policy_loss: −mean(advantage · log π).
+        value_loss: mean squared error of the critic; 0 without one.
+        entropy: mean entropy of the policy in nats.
+        explained_variance: share of the returns' variance that the critic explains; 0 without one.
+    """
+
+    total: Tensor
+    policy_loss: Tensor
+    value_loss: Tensor
+    entropy: Tensor
+    explained_variance: Tensor
+
+
+class Agent(Protocol):
+    """What the training loop knows of an agent."""
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether the policy must have a critic."""
+
+    def loss(self, policy: BoundPolicy, batch: Batch) -> AgentLosses:
+        """The N losses of `policy` on `batch`; the gradient of their sum is the N gradients."""
+
+
+def critic_values(policy: BoundPolicy, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Values of all observations, with gradient, and of their true successors, without: two tensors [N, T, E].
+
+    Raises:
+        ConfigError: the policy has no critic.
+    """
+    if not policy.has_critic:
+        raise ConfigError("This agent needs a policy with a critic, and the policy given has none.")
+    values = policy.critic(batch.obs.flatten(1, 2)).reshape(batch.rewards.shape)
+    with torch.no_grad():
+        final_values = policy.critic(batch.final_obs)
+    return values, successor_values(values.detach(), final_values, batch.final_index)
+
+
+def combine_losses(
+    policy: BoundPolicy,
+    batch: Batch,
+    advantages: Tensor,
+    critic: tuple[Tensor, Tensor] | None,
+    *,
+    ent_coef: float,
+    vf_coef: float,
+    normalize_advantage: bool,
+) -> AgentLosses:
+    """Policy, value and entropy loss of every point, weighted and added up (Mnih et al., 2016, arXiv 1602.01783).
+
+    Args:
+        policy: the N points that collected `batch`.
+        batch: their experience.
+        advantages: [N, T, E].
+        critic: values with gradient and their targets, both [N, T, E]; None for an agent without critic.
+        ent_coef: weight of the entropy bonus.
+        vf_coef: weight of the value loss.
+        normalize_advantage: whether the advantages of each point are normalised first.
+    """
+    if normalize_advantage:
+        advantages = normalize_advantages(advantages)
+    inputs = policy.actor(batch.obs.flatten(1, 2))
+    log_probs = policy.distribution.log_prob(inputs, batch.actions.flatten(1, 2))
+    policy_term = policy_gradient_loss(log_probs, advantages.flatten(1))
+    # Without a bonus the entropy is only reported: no backward pass for a term of weight zero.
+    entropy_term = entropy_loss(policy.distribution.entropy(inputs if ent_coef else inputs.detach()))
+    total = policy_term + ent_coef * entropy_term
+    value_term = explained = torch.zeros_like(policy_term)
+    if critic is not None:
+        values, targets = critic[0].flatten(1), critic[1].flatten(1)
+        value_term, explained = value_loss(values, targets), explained_variance(values, targets)
+        total = total + vf_coef * value_term
+    return AgentLosses(total, policy_term.detach(), value_term.detach(), -entropy_term.detach(), explained)
+
+
+def check_number(name: str, value: float, high: float = math.inf) -> None:
+    """Raise `ConfigError` unless `value` is a finite number in [0, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high or math.isinf(value):
+        allowed = "a finite number >= 0" if math.isinf(high) else f"a number between 0 and {high:g}"
+        raise ConfigError(f"{name} must be {allowed}, got {value!r}.")
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Raise `ConfigError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be True or False, got {value!r}.")

@@ -1,0 +1,297 @@
+"""`make_vec`: a vector environment for any Gymnasium id, natively batched where this package has the task.
+
+Whatever the backend, an episode that ends starts anew in the same step, what it ended with is in dense
+`infos["final_obs"]` and `infos["episode"]`, and seeds may be given per block; `NativeVectorEnv` says how.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.error import DependencyNotInstalled, ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array, iterate
+
+from ..errors import ConfigError
+from .acrobot import Acrobot
+from .cartpole import CartPole
+from .checks import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Options,
+    Seed,
+    check_count,
+    check_reset_mask,
+    check_seeds,
+    ending_infos,
+)
+from .mountain_car import MountainCar, MountainCarContinuous
+from .native import NativeVectorEnv
+from .pendulum import Pendulum
+
+NAMESPACE = "optex_rl/"
+NATIVE: dict[str, type[NativeVectorEnv]] = {
+    task.env_id: task for task in (CartPole, Acrobot, MountainCar, MountainCarContinuous, Pendulum)
+}
+BACKENDS = {
+    "native": "NumPy steps all of them as one batch",
+    "sync": "Gymnasium's SyncVectorEnv steps one after the other",
+    "async": "Gymnasium's AsyncVectorEnv steps each in a process of its own",
+}
+# Processes pay where a step takes far longer than handing it over and there are cores to run them on.
+SLOW_STEP_SECONDS = 2e-3
+FEWEST_CORES = 3
+PROBE_STEPS = 15
+
+
+def make_vec(
+    env_id: str,
+    num_envs: int = 1,
+    *,
+    seed: Seed = None,
+    backend: str = "auto",
+    render_mode: str | None = None,
+    **env_kwargs: Any,
+) -> VectorEnv[Any, Any, npt.NDArray[Any]]:
+    """Make E = `num_envs` copies of a task.
+
+    Args:
+        env_id: a registered id; "package:Name-v0" imports the package first.
+        num_envs: number E of sub-environments.
+        seed: used by the first `reset` that gets none; a number, or k seeds for k equal blocks.
+        backend: "native" (NumPy), "sync", "async", or "auto": native if the task is in `NATIVE` and `render_mode` is
+            None or "rgb_array"; else async if a step takes longer than `SLOW_STEP_SECONDS` and there are at least
+            `FEWEST_CORES` cores; else sync. `describe_backend` tells which it became.
+        render_mode: as in Gymnasium. A native environment draws sub-environment 0 only.
+        env_kwargs: arguments of the task, and `max_episode_steps`.
+
+    Raises ConfigError for an unknown id or argument, a package that is not installed and seeds that do not fit.
+    """
+    num_envs = check_count("num_envs", num_envs)
+    if seed is not None:
+        check_seeds(seed, num_envs)
+    env_id = _known_id(env_id)
+    native = NATIVE.get(env_id.removeprefix(NAMESPACE))
+    with _one_sentence_errors(env_id):
+        if backend == "auto":
+            backend = _choose_backend(env_id, num_envs, native, render_mode, env_kwargs)
+        if backend == "native" and native is not None:
+            env: VectorEnv[Any, Any, npt.NDArray[Any]] = native(
+                num_envs, render_mode=render_mode, seed=seed, **env_kwargs
+            )
+        elif backend in ("sync", "async"):
+            # An environment of a user's own may have no such argument.
+            rendering = {} if render_mode is None else {"render_mode": render_mode}
+            env = SameStepVectorEnv(env_id, num_envs, backend, seed, rendering | env_kwargs)
+        elif backend == "native":
+            raise ConfigError(f"there is no native {env_id}, only {', '.join(NATIVE)}; use backend='auto'.")
+        else:
+            raise ConfigError(f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}.")
+    env.spec = gymnasium.spec(env_id)
+    return env
+
+
+def describe_backend(env: VectorEnv[Any, Any, Any]) -> str:
+    """Return one line saying what `env` is and how it is stepped, e.g. for a log."""
+    base = env.unwrapped
+    name = type(base).__name__ if base.spec is None else base.spec.id
+    backend = getattr(base, "backend", None)
+    manner = f"{backend}, {BACKENDS[backend]}" if backend in BACKENDS else type(base).__name__
+    return f"{env.num_envs} x {name}: {manner}"
+
+
+def expand_seeds(seeds: list[int], num_envs: int) -> list[int]:
+    """Return one seed a sub-environment, [E], from one a block, [k].
+
+    The first of a block gets the block's own seed, so that k = E is Gymnasium's list; the others get words that
+    `numpy.random.SeedSequence` makes of it, which depend on neither k nor E.
+    """
+    others = num_envs // len(seeds) - 1
+    return [child for s in seeds for child in (s, *np.random.SeedSequence(s).generate_state(others).tolist())]
+
+
+def register_native() -> None:
+    """Register `optex_rl/<id>` for every native task, unless done: Gymnasium's scalar class and our vector class."""
+    for env_id, task in NATIVE.items():
+        spec = gymnasium.spec(env_id)
+        if NAMESPACE + env_id not in gymnasium.registry:
+            gymnasium.register(
+                NAMESPACE + env_id,
+                entry_point=spec.entry_point,
+                vector_entry_point=f"{task.__module__}:{task.__name__}",
+                reward_threshold=spec.reward_threshold,
+                max_episode_steps=task.default_max_episode_steps,
+            )
+
+
+class SameStepVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
+    """Gymnasium's Sync- or AsyncVectorEnv with the infos, statistics and block seeds of `NativeVectorEnv`.
+
+    `env` is Gymnasium's environment. Observations keep the dtype of their space. A number as seed is one block: the
+    sub-environments' seeds come from `expand_seeds`, not from counting up as in Gymnasium. The state cannot be saved.
+
+    Args: as `make_vec`, with `env_kwargs` as a dictionary.
+    """
+
+    def __init__(self, env_id: str, num_envs: int, backend: str, seed: Seed, env_kwargs: dict[str, Any]) -> None:
+        self.env: VectorEnv[Any, Any, npt.NDArray[Any]] = gymnasium.make_vec(
+            env_id,
+            num_envs=num_envs,
+            vectorization_mode=backend,
+            vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+            **env_kwargs,
+        )
+        self.backend = backend
+        self.num_envs = num_envs
+        self.metadata = self.env.metadata
+        self.render_mode = self.env.render_mode
+        self.observation_space = self.env.observation_space
+        self.action_space = self.env.action_space
+        self.single_observation_space = self.env.single_observation_space
+        self.single_action_space = self.env.single_action_space
+        self._first_seeds = None if seed is None else check_seeds(seed, num_envs)
+        self._ready = False
+        self._returns: FloatArray = np.zeros(num_envs)
+        self._lengths: IntArray = np.zeros(num_envs, dtype=np.int64)
+
+    def reset(self, *, seed: Seed = None, options: Options | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start new episodes everywhere, or where `options["reset_mask"]` bool [E] says; see `NativeVectorEnv.reset`.
+
+        Under a mask, only the selected sub-environments are reseeded.
+        """
+        rows: BoolArray = np.ones(self.num_envs, dtype=np.bool_)
+        if options is not None and "reset_mask" in options:
+            if not self._ready:
+                raise ResetNeeded("the first reset must be without reset_mask.")
+            rows = check_reset_mask(options["reset_mask"], self.num_envs)
+        seeds = self._first_seeds if seed is None else check_seeds(seed, self.num_envs)
+        self._first_seeds = None
+        # Gymnasium takes a list here, which the base class does not declare, and pops the mask from the dictionary.
+        gymnasium_reset: Any = self.env.reset
+        observations, infos = gymnasium_reset(
+            seed=None if seeds is None else expand_seeds(seeds, self.num_envs),
+            options=None if options is None else dict(options),
+        )
+        self._returns[rows] = 0.0
+        self._lengths[rows] = 0
+        self._ready = True
+        return observations, infos
+
+    def step(self, actions: Any) -> tuple[Any, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
+        """Move all sub-environments by one step; see `NativeVectorEnv` for what is returned."""
+        if not self._ready:
+            raise ResetNeeded("call reset before step.")
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        self._returns += rewards
+        self._lengths += 1
+        ended = terminated | truncated
+        if ended.any():
+            last_seen = self._last_seen(observations, infos["final_obs"], ended)
+            infos.update(ending_infos(ended, last_seen, self._returns, self._lengths))
+            self._returns[ended] = 0.0
+            self._lengths[ended] = 0
+        return observations, rewards, terminated, truncated, infos
+
+    def render(self) -> tuple[Any, ...] | None:
+        """Draw every sub-environment."""
+        return self.env.render()
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close Gymnasium's environment."""
+        if hasattr(self, "env"):  # older Gymnasium closes an object that it failed to make, too
+            self.env.close(**kwargs)
+
+    def _last_seen(self, observations: Any, final: npt.NDArray[np.object_], ended: BoolArray) -> Any:
+        """Return a batch of the `final` observations where `ended` [E] and of `observations` elsewhere."""
+        rows = list(iterate(self.observation_space, observations))
+        for row in np.flatnonzero(ended):
+            rows[row] = final[row]
+        space = self.single_observation_space
+        batch: Any = create_empty_array(space, self.num_envs)
+        return concatenate(space, rows, batch)
+
+
+def _known_id(env_id: str) -> str:
+    """Return the registered id that `env_id` names; raises ConfigError with the closest one if there is none."""
+    package, _, name = env_id.rpartition(":")
+    if package:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ConfigError(f"cannot import {package!r}, which environment {env_id!r} names: {error}.") from error
+    if name not in gymnasium.registry:
+        lower = {known.lower(): known for known in gymnasium.registry}
+        closest = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)[0]
+        raise ConfigError(
+            f"unknown environment {env_id!r}; the closest registered id is {lower[closest]!r} "
+            "('package:Name-v0' imports a package that registers more)."
+        )
+    return name
+
+
+@contextmanager
+def _one_sentence_errors(env_id: str) -> Iterator[None]:
+    """Turn Gymnasium's errors about missing packages and unknown arguments into ConfigError."""
+    try:
+        yield
+    except (DependencyNotInstalled, ImportError) as error:
+        entry_point, reason = str(gymnasium.spec(env_id).entry_point), str(error).rstrip(".")
+        if not entry_point.startswith("gymnasium.envs."):
+            raise ConfigError(f"environment {env_id!r} needs a package that is not installed: {reason}.") from error
+        family = entry_point.split(".")[2]
+        extra = {"phys2d": "jax", "tabular": "jax"}.get(family, family.replace("_", "-"))
+        raise ConfigError(
+            f"environment {env_id!r} needs packages that are not installed; run: pip install 'gymnasium[{extra}]'"
+        ) from error
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ConfigError(
+            f"environment {env_id!r} does not take one of the arguments: {str(error).rstrip('.')}."
+        ) from error
+
+
+def _choose_backend(
+    env_id: str,
+    num_envs: int,
+    native: type[NativeVectorEnv] | None,
+    render_mode: str | None,
+    env_kwargs: dict[str, Any],
+) -> str:
+    """Return what `make_vec` says that "auto" means."""
+    if native is not None and render_mode in (None, "rgb_array"):
+        return "native"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # A daemon, such as a pool's worker, must not start processes.
+    if num_envs == 1 or cores < FEWEST_CORES or render_mode == "human" or multiprocessing.current_process().daemon:
+        return "sync"
+    return "async" if _step_seconds(env_id, env_kwargs) > SLOW_STEP_SECONDS else "sync"
+
+
+def _step_seconds(env_id: str, env_kwargs: dict[str, Any]) -> float:
+    """Return the median time in seconds of a few random steps of one environment."""
+    env: gymnasium.Env[Any, Any] = gymnasium.make(env_id, **env_kwargs)
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    durations = []
+    for _ in range(PROBE_STEPS):
+        action = env.action_space.sample()
+        start = time.perf_counter()
+        _, _, terminated, truncated, _ = env.step(action)
+        durations.append(time.perf_counter() - start)
+        if terminated or truncated:
+            env.reset()
+    env.close()
+    return statistics.median(durations)

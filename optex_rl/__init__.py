@@ -1,0 +1,29 @@
+"""optex-rl: policy-gradient reinforcement learning with parallel policy updates from OptEx (arXiv 2402.11427)."""
+
+from .config import TrainConfig as TrainConfig
+from .errors import ConfigError as ConfigError
+from .errors import NonFiniteError as NonFiniteError
+from .errors import NotPositiveDefiniteError as NotPositiveDefiniteError
+from .errors import NumericalError as NumericalError
+from .errors import NumericalWarning as NumericalWarning
+from .errors import OptExError as OptExError
+from .errors import RunFolderError as RunFolderError
+from .estimator import GradientEstimator as GradientEstimator
+from .optimizer import OptEx as OptEx
+from .training import TrainResult as TrainResult
+from .training import train as train
+
+__all__ = [
+    "ConfigError",
+    "GradientEstimator",
+    "NonFiniteError",
+    "NotPositiveDefiniteError",
+    "NumericalError",
+    "NumericalWarning",
+    "OptEx",
+    "OptExError",
+    "RunFolderError",
+    "TrainConfig",
+    "TrainResult",
+    "train",
+]

@@ -1,0 +1,178 @@
+"""The command line: optex-rl train | evaluate | plot."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+
+from .checkpoints import load_checkpoint
+from .config import TrainConfig, load_config
+from .envs import make_vec
+from .errors import ConfigError, OptExError, RunFolderError
+from .evaluation import evaluate_policy
+from .training import TrainResult, build_policy, train
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 after an error, 130 after Ctrl-C."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        status: int = options.run(options)
+    except OptExError as error:
+        print(f"optex-rl: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("optex-rl: stopped", file=sys.stderr)
+        return 130
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; the flags of train are the fields of `TrainConfig`."""
+    parser = argparse.ArgumentParser(prog="optex-rl", description="Policy-gradient training with OptEx.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--threads", type=int, default=1, help="torch threads; more than 1 rarely pays (default: 1)")
+
+    command = commands.add_parser("train", parents=[common], help="train a policy and write its run folder")
+    add_config_arguments(command)
+    command.set_defaults(run=run_train)
+
+    command = commands.add_parser("evaluate", parents=[common], help="play episodes with a trained policy")
+    command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    command.add_argument("--episodes", type=int, default=100, help="how many (default: 100)")
+    command.add_argument("--seed", type=int, default=0, help="of the environments (default: 0)")
+    command.add_argument("--best", action="store_true", help="use best_model.pt in place of the last policy")
+    command.set_defaults(run=run_evaluate)
+
+    command = commands.add_parser("plot", parents=[common], help="draw the learning curves of runs into one picture")
+    command.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
+    command.add_argument("--output", type=Path, help="picture file (default: learning_curve.png in the first RUN_DIR)")
+    command.set_defaults(run=run_plot)
+    return parser
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
+    """One flag for each field of `TrainConfig`, its help and its choices taken from there."""
+    hints = get_type_hints(TrainConfig)
+    for spec in dataclasses.fields(TrainConfig):
+        if spec.name in leave_out:
+            continue
+        hint = hints[spec.name]
+        default: Any = spec.default
+        flag = "--" + spec.name.replace("_", "-")
+        if hint is bool:
+            parser.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=default, help=spec.metadata["help"]
+            )
+            continue
+        is_tuple = get_origin(hint) is tuple
+        shown = " ".join(map(str, default)) if is_tuple else str(default).lower()
+        parser.add_argument(
+            flag,
+            type=int if is_tuple else flag_reader(hint),
+            nargs="+" if is_tuple else None,
+            default=default,
+            choices=spec.metadata["choices"],
+            metavar=None if spec.metadata["choices"] else spec.name.upper(),
+            help=f"{spec.metadata['help']} (default: {shown})",
+        )
+
+
+def flag_reader(hint: Any) -> Callable[[str], Any]:
+    """What turns the text of a flag into a value of type ``hint``: the first of int, float, None and str that fits."""
+    allowed = get_args(hint) or (hint,)
+
+    def value(text: str) -> Any:
+        if type(None) in allowed and text.lower() == "none":
+            return None
+        for kind in (int, float):
+            if kind in allowed:
+                try:
+                    return kind(text)
+                except ValueError:
+                    continue
+        if str in allowed:
+            return text
+        raise ValueError(text)
+
+    value.__name__ = "number" if str not in allowed else "value"
+    return value
+
+
+def config_from_flags(flags: Mapping[str, Any]) -> TrainConfig:
+    """The options that the flags of `add_config_arguments` say; other flags are ignored."""
+    names = [spec.name for spec in dataclasses.fields(TrainConfig) if spec.name in flags]
+    return TrainConfig(**{name: flags[name] for name in names} | {"net_arch": tuple(flags["net_arch"])})
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """The command train."""
+    config = config_from_flags(vars(options))
+    print(f"{config.algo} on {config.env}, {config.method}, {config.optimizer} {config.learning_rate:g}")
+    result = train(config)
+    print_summary(result)
+    return 130 if result.interrupted else 0
+
+
+def print_summary(result: TrainResult) -> None:
+    """The closing table of a run, and what to do next."""
+    last = result.rows[-1] if result.rows else {}
+    table = {
+        "sequential iterations": f"{len(result.rows):,}" + (" (interrupted)" if result.interrupted else ""),
+        "environment steps": f"{last.get('time/env_steps', 0):,}",
+        "wall time": f"{last.get('time/wall_time', 0.0):.1f} s",
+        "environments": result.backend,
+        "episodes": f"{last.get('rollout/episodes', 0):,}",
+        "cumulative average reward": f"{last.get('rollout/cumulative_average_reward', np.nan):.1f}",
+        "mean return, last 100 episodes": f"{last.get('rollout/ep_rew_mean', np.nan):.1f}",
+    }
+    evaluations = [row["eval/mean_reward"] for row in result.rows if "eval/mean_reward" in row]
+    if evaluations:
+        table["evaluation return, last"] = f"{evaluations[-1]:.1f}"
+        table["evaluation return, best"] = f"{max(evaluations):.1f}"
+    width = max(map(len, table))
+    print("\n".join(f"  {name:<{width}}  {value:>12}" for name, value in table.items()))
+    if result.run_dir is not None:
+        print(f"run folder   {result.run_dir}\nTensorBoard  tensorboard --logdir {result.run_dir.parent}")
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """The command evaluate."""
+    if options.episodes < 1:
+        raise ConfigError(f"episodes must be a whole number of at least 1, got {options.episodes}")
+    config = load_config(options.run_dir / "config.yml")
+    path = options.run_dir / ("best_model.pt" if options.best else "checkpoint.pt")
+    content = load_checkpoint(path)
+    envs = make_vec(config.env, options.episodes)
+    policy = build_policy(config, envs)
+    try:
+        policy.load_state_dict(content["policy"])
+    except (RuntimeError, KeyError) as error:
+        raise RunFolderError(f"{path} holds a policy of another network than config.yml describes") from error
+    returns = evaluate_policy(policy, envs, options.seed)
+    envs.close()
+    print(
+        f"{config.env}, {len(returns)} episodes: mean return {np.mean(returns):.2f} ± {np.std(returns):.2f}, "
+        f"least {min(returns):.2f}, most {max(returns):.2f}"
+    )
+    return 0
+
+
+def run_plot(options: argparse.Namespace) -> int:
+    """The command plot."""
+    from .plots import plot_runs
+
+    output = options.output or options.run_dirs[0] / "learning_curve.png"
+    plot_runs(options.run_dirs, output)
+    print(f"learning curve  {output}")
+    return 0

@@ -1,0 +1,172 @@
+"""The options of a training run: one flat dataclass, whose fields are the flags of the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, get_args, get_origin, get_type_hints
+
+import torch
+import yaml
+
+from .bases import resolve_base
+from .errors import ConfigError, RunFolderError
+from .options import BLOCKS, SELECTIONS, OptExOptions, check_at_least, check_choice
+
+METHODS: Final = ("vanilla", "data-parallel", "target", "optex")
+SCHEDULES: Final = ("constant", "linear")
+
+
+def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    """Dataclass field with what the command line has to know about it."""
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Options of a training run; words are those of stable-baselines3. Each field says in its metadata what it means.
+
+    ``n_envs`` and ``n_steps`` are per point: one evaluation of N points takes N × n_envs × n_steps samples.
+
+    Raises:
+        ConfigError: an option is outside what is allowed; those of the agent and the policy are checked where these are
+            made.
+    """
+
+    algo: str = _option("a2c", "agent", ("reinforce", "a2c"))
+    env: str = _option("CartPole-v1", "Gymnasium id of the task")
+    method: str = _option("optex", "how a sequential iteration uses its N evaluations", METHODS)
+    optimizer: str = _option("adam", "base optimizer, see optex_rl.bases.BASES")
+    learning_rate: float = _option(3e-3, "learning rate of the base optimizer")
+    lr_schedule: str = _option("linear", "learning rate over the run; linear falls to 0", SCHEDULES)
+    iterations: int = _option(100, "sequential iterations")
+    seed: int = _option(0, "seed of everything random")
+
+    parallelism: int = _option(4, "N: points (optex), steps (target) or batches (data-parallel) per iteration")
+    n_envs: int = _option(8, "environments per point")
+    n_steps: int = _option(128, "steps per environment and evaluation")
+    history_size: int = _option(40, "pairs of parameters and gradient that the estimate rests on")
+    kernel: str = _option("matern52", "kernel of the estimate: matern52, matern32, matern12 or rbf")
+    lengthscale: float | str = _option("auto", "length scale: a number, 'median', or 'auto' by evidence")
+    noise: float | str = _option("auto", "gradient noise: a number, or 'auto' by evidence")
+    selection: str = _option("refine", "how the next iterate is made from the N evaluations", SELECTIONS)
+    stride: int = _option(1, "base steps from one point to the next")
+    blocks: str = _option("joint", "one estimate for all parameters, or one for each group (actor, critic)", BLOCKS)
+
+    gamma: float = _option(0.99, "discount factor")
+    gae_lambda: float = _option(0.95, "bias-variance trade-off of the advantages (a2c)")
+    ent_coef: float = _option(0.01, "weight of the entropy bonus")
+    vf_coef: float = _option(0.5, "weight of the value loss")
+    normalize_advantage: bool = _option(True, "normalise the advantages of each point")
+    baseline: bool = _option(True, "subtract a learned baseline (reinforce)")
+    max_grad_norm: float | None = _option(0.5, "clip gradients to this norm before a base step; none for no clipping")
+    net_arch: tuple[int, ...] = _option((64, 64), "hidden layers of actor and critic")
+    activation: str = _option("tanh", "activation of the hidden layers", ("tanh", "relu"))
+
+    eval_freq: int = _option(20, "evaluate the iterate every so many iterations, and at the end; 0 for never")
+    eval_episodes: int = _option(20, "episodes of an evaluation, with the policy's most likely actions")
+    device: str = _option("cpu", "torch device of parameters, history and batches")
+    logdir: str | None = _option("runs", "folder of all run folders; none to write nothing")
+    run_name: str | None = _option(None, "name of the run folder; by default ENV_ALGO_METHOD_SEED, numbered if taken")
+    progress_bar: bool = _option(True, "show a progress bar")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for spec in dataclasses.fields(self):
+            if spec.metadata["choices"] is not None:
+                check_choice(spec.name, getattr(self, spec.name), spec.metadata["choices"])
+        for name in ("iterations", "n_envs", "n_steps", "eval_episodes"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("seed", self.seed, 0)
+        check_at_least("eval_freq", self.eval_freq, 0)
+        if not (0.0 <= self.learning_rate < math.inf):
+            raise ConfigError(f"learning_rate must be a number of at least 0, got {self.learning_rate}")
+        self.optex_options()
+        resolve_base(self.optimizer)
+        check_device(self.device)
+
+    @property
+    def num_points(self) -> int:
+        """Parameter sets evaluated at once."""
+        return self.parallelism if self.method == "optex" else 1
+
+    @property
+    def envs_per_point(self) -> int:
+        """Environments of each parameter set: data-parallel gives its one point those of all."""
+        return self.n_envs * (self.parallelism if self.method == "data-parallel" else 1)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations one after the other in a sequential iteration: the ideal, target, takes N."""
+        return self.parallelism if self.method == "target" else 1
+
+    def optex_options(self) -> OptExOptions:
+        """The options of the optimizer; methods other than optex are the base, which is OptEx with one point."""
+        check_at_least("parallelism", self.parallelism, 1)
+        names = {spec.name for spec in dataclasses.fields(OptExOptions)} - {"parallelism", "without_closure"}
+        return OptExOptions(parallelism=self.num_points, **{name: getattr(self, name) for name in names})
+
+    def agent_options(self) -> dict[str, Any]:
+        """The hyper-parameters of the agent."""
+        names = ["gamma", "ent_coef", "vf_coef", "normalize_advantage"]
+        names.append("gae_lambda" if self.algo == "a2c" else "baseline")
+        return {name: getattr(self, name) for name in names}
+
+    def learning_rate_at(self, iteration: int) -> float:
+        """Learning rate of an iteration, counted from 0."""
+        remaining = 1.0 - iteration / self.iterations
+        return self.learning_rate * (remaining if self.lr_schedule == "linear" else 1.0)
+
+    def save(self, path: Path) -> None:
+        """Write the options as YAML."""
+        values = dataclasses.asdict(self) | {"net_arch": list(self.net_arch)}
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def check_types(config: TrainConfig) -> None:
+    """Raise a ConfigError unless every option has the type of its field; whole numbers may stand for real ones."""
+    for name, hint in get_type_hints(TrainConfig).items():
+        value = getattr(config, name)
+        if get_origin(hint) is tuple:
+            fits = isinstance(value, tuple) and all(type(size) is int and size > 0 for size in value)
+        else:
+            allowed = set(get_args(hint) or (hint,))
+            fits = type(value) in (allowed | {int} if float in allowed else allowed)
+        if not fits:
+            words = (
+                "a list of whole numbers of at least 1"
+                if get_origin(hint) is tuple
+                else getattr(hint, "__name__", hint)
+            )
+            raise ConfigError(f"{name} must be {words}, got {value!r}")
+
+
+def check_device(device: str) -> None:
+    """Raise a ConfigError unless torch has the device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {device!r} cannot be used here, try 'cpu' ({reason})") from error
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Options from a file written by `TrainConfig.save`.
+
+    Raises:
+        RunFolderError: the file is missing or is no such file.
+        ConfigError: an option is outside what is allowed.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunFolderError(f"{path} cannot be read as the options of a run: {reason}") from error
+    known = {spec.name for spec in dataclasses.fields(TrainConfig)}
+    if not isinstance(values, dict) or not values.keys() <= known:
+        raise RunFolderError(f"{path} does not hold the options of a run")
+    if isinstance(values.get("net_arch"), list):
+        values["net_arch"] = tuple(values["net_arch"])
+    return TrainConfig(**values)

@@ -1,0 +1,183 @@
+"""The state machine of OptEx: history, iteration under way, and the ways to drive it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .errors import ConfigError
+from .estimator import GradientEstimator
+from .flat import FlatBase
+from .iteration import (
+    Proposal,
+    as_losses,
+    check_evaluations,
+    check_finite,
+    follow,
+    iteration_statistics,
+    predict_here,
+    propose,
+    select,
+)
+from .options import OptExOptions
+
+
+class Engine:
+    """Drives a base optimizer through the sequential iterations of OptEx.
+
+    `ask` and `tell` are one iteration; `evaluate`, `emulate` and `extrapolate` are the readings of ``step``. Between
+    calls the parameters are at the iterate, but for `emulate`, which leaves them at the point to evaluate next.
+
+    Args:
+        base: the base optimizer.
+        options: how to propose, estimate and select.
+    """
+
+    def __init__(self, base: Optimizer, options: OptExOptions) -> None:
+        self.base = FlatBase(base, options.max_grad_norm)
+        self.options = options
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the history, the iteration under way and the statistics."""
+        self.estimator: GradientEstimator | None = None
+        self.proposal: Proposal | None = None
+        self.statistics: dict[str, float] = {}
+
+    def ask(self) -> Tensor:
+        """The points ``[N, d]`` of the iteration under way, or of a new one if the parameters have moved."""
+        if self.proposal is None or not self.base.is_at(self.proposal.points[0]):
+            self.proposal = propose(self.base, self._current_estimator(), self.options)
+        return self.proposal.points.clone()
+
+    def tell(self, gradients: Tensor, losses: Tensor | None = None, with_gradient: list[bool] | None = None) -> None:
+        """Take gradients ``[N, d]`` and losses ``[N]`` at the points of `ask`, and move to the next iterate.
+
+        ``with_gradient`` says which parameters have a gradient at all; None: every one that is not frozen.
+        """
+        proposal = self.proposal
+        if proposal is None:
+            raise ConfigError("call ask() before tell(): there are no points that these gradients could belong to")
+        check_evaluations(proposal.points, gradients, losses, self.options.selection)
+        gradients = gradients.detach().to(proposal.points)
+        self.base.with_gradient = with_gradient
+        self.proposal = None
+        moved = not self.base.is_at(proposal.points[0])
+        if self.options.parallelism == 1:
+            if not moved:
+                self.base.step(gradients[0])
+            return
+        estimator = self._insert(proposal.points, gradients)
+        steps = 0 if moved else select(self.base, estimator, proposal, gradients, losses, self.options)
+        self._record(proposal, gradients, steps)
+
+    def evaluate(self, closure: Callable[[], Any]) -> Any:
+        """One iteration, ``closure`` evaluated at one point after the other; returns its result at the iterate."""
+        points = self.ask()
+        results, gradients, with_gradient = [], [], None
+        try:
+            for point in points:
+                self.base.move_to(point)
+                results.append(closure())
+                gradient, with_gradient = self.base.read_gradient()
+                gradients.append(gradient)
+        finally:
+            self.base.move_to(points[0])
+        self.tell(torch.stack(gradients), as_losses(results), with_gradient)
+        return results[0]
+
+    def emulate(self) -> None:
+        """One of the N evaluations of an iteration: take its gradient, then go to the next point or make the step."""
+        gradient, with_gradient = self.base.read_gradient()
+        check_finite(gradient[None])
+        self.base.with_gradient = with_gradient
+        proposal = self.proposal
+        if proposal is None or not self.base.is_at(proposal.points[len(proposal.gradients)]):
+            self.proposal = proposal = propose(self.base, self._current_estimator(), self.options)
+        proposal.gradients.append(gradient)
+        if len(proposal.gradients) < self.options.parallelism:
+            self.base.move_to(proposal.points[len(proposal.gradients)])
+        else:
+            self.base.move_to(proposal.points[0])
+            self.tell(torch.stack(proposal.gradients), None, with_gradient)
+
+    def extrapolate(self) -> None:
+        """One true gradient into the history, then N·stride base steps with posterior means."""
+        gradient, with_gradient = self.base.read_gradient()
+        gradients, points = gradient[None], self.base.point()[None]
+        check_finite(gradients)
+        self.base.with_gradient = with_gradient
+        here = predict_here(points, self._current_estimator())
+        self.proposal = None
+        estimator = self._insert(points, gradients)
+        steps = self.options.parallelism * self.options.stride if estimator.ready else 1
+        if estimator.ready:
+            follow(self.base, estimator, steps)
+        else:
+            self.base.step(gradients[0])
+        self._record(here, gradients, steps)
+
+    def _current_estimator(self) -> GradientEstimator | None:
+        """The estimator, on the device and in the precision of the parameters now; None before the first pair."""
+        if self.estimator is not None:
+            parameter = self.base.parameters[0]
+            self.estimator.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
+        return self.estimator
+
+    def _insert(self, points: Tensor, gradients: Tensor) -> GradientEstimator:
+        """Add pairs to the history, which is made here: modules move to their device after the optimizer is made."""
+        estimator = self._current_estimator()
+        if estimator is None:
+            estimator = self.estimator = self._new_estimator()
+        estimator.insert(points, gradients)
+        return estimator
+
+    def _new_estimator(self) -> GradientEstimator:
+        parameter = self.base.parameters[0]
+        sizes = [sum(p.numel() for p in group["params"]) for group in self.base.groups]
+        return GradientEstimator(
+            sum(sizes),
+            block_sizes=sizes if self.options.blocks == "groups" else None,
+            dtype=torch.promote_types(parameter.dtype, torch.float32),
+            device=parameter.device,
+            **self.options.estimator_options(),
+        )
+
+    def _record(self, proposal: Proposal, gradients: Tensor, steps: int) -> None:
+        assert self.estimator is not None
+        self.statistics = {"steps": float(steps), "history": float(len(self.estimator))}
+        if not proposal.cold:
+            predictions = proposal.estimates[:: self.options.stride]
+            self.statistics |= iteration_statistics(
+                predictions, gradients, proposal.variances, self.estimator, self.base.groups
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copy of everything but the base, as plain values and tensors."""
+        return {
+            "history": None if self.estimator is None else self.estimator.state_dict(),
+            "proposal": None if self.proposal is None else self.proposal.state_dict(),
+            "with_gradient": self.base.with_gradient,
+            "statistics": dict(self.statistics),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`. An iteration under way with another ``parallelism`` or ``stride`` is dropped.
+
+        Raises:
+            RuntimeError: the history is for another number of parameters.
+        """
+        self.reset()
+        if state["history"] is not None:
+            estimator = self._new_estimator()
+            estimator.load_state_dict(state["history"])
+            self.estimator = estimator
+        if state["proposal"] is not None:
+            proposal = Proposal.from_state_dict(state["proposal"], self.base.point())
+            self.proposal = proposal if proposal.fits(self.options) else None
+        self.base.with_gradient = state["with_gradient"]
+        self.statistics = dict(state["statistics"])

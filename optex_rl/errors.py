@@ -1,0 +1,31 @@
+"""The errors that optex-rl raises on purpose. Each message is one sentence with the value and what is allowed."""
+
+from __future__ import annotations
+
+
+class OptExError(Exception):
+    """Base class: the command line prints these as one sentence and exits with a non-zero status."""
+
+
+class ConfigError(OptExError, ValueError):
+    """An option, a name or a shape that the user chose cannot be used."""
+
+
+class RunFolderError(OptExError, OSError):
+    """A run folder exists already, is missing, or does not hold a usable run."""
+
+
+class NumericalError(OptExError, ArithmeticError):
+    """Base class of numerical trouble."""
+
+
+class NonFiniteError(NumericalError):
+    """A loss, gradient or parameter holds NaN or infinite values."""
+
+
+class NotPositiveDefiniteError(NumericalError):
+    """A kernel matrix could not be factorised, even with the largest jitter allowed."""
+
+
+class NumericalWarning(RuntimeWarning):
+    """A computation went on after a stated correction, such as jitter on a kernel matrix."""

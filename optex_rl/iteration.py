@@ -1,0 +1,242 @@
+"""One sequential iteration of OptEx (Shu et al., 2024, arXiv 2402.11427, Algorithm 1): propose and select.
+
+Axes: ``N`` points, ``d`` parameters, ``B`` blocks, ``M = (N − 1)·stride`` base steps from the first point to the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError, NonFiniteError
+from .estimator import GradientEstimator
+from .flat import FlatBase
+from .options import OptExOptions
+
+
+@dataclass
+class Proposal:
+    """An iteration under way: the points to evaluate, and how they were reached.
+
+    Attributes:
+        points: ``[N, d]``; row 0 is the iterate.
+        estimates: posterior means at every base step of the chain and at its last point, ``[M + 1, d]``; empty
+            ``[0, d]`` where there was nothing to predict with and all points are the iterate.
+        variances: posterior variances at the points, ``[N, B]``; empty likewise.
+        gradients: the true gradients known so far, each ``[d]``, in the order of the points.
+    """
+
+    points: Tensor
+    estimates: Tensor
+    variances: Tensor
+    gradients: list[Tensor] = field(default_factory=list)
+
+    @property
+    def cold(self) -> bool:
+        """Whether all points are copies of the iterate, for want of a prediction."""
+        return self.estimates.shape[0] == 0
+
+    def fits(self, options: OptExOptions) -> bool:
+        """Whether it has the number of points and of base steps that the options ask for."""
+        N, M = options.parallelism, (options.parallelism - 1) * options.stride
+        return len(self.points) == N and (self.cold or len(self.estimates) == M + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copy as plain tensors."""
+        return {
+            "points": self.points.clone(),
+            "estimates": self.estimates.clone(),
+            "variances": self.variances.clone(),
+            "gradients": [g.clone() for g in self.gradients],
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any], like: Tensor) -> Proposal:
+        """Proposal from `state_dict`, on the device and in the precision of ``like``."""
+        return cls(
+            state["points"].to(like, copy=True),
+            state["estimates"].to(like, copy=True),
+            state["variances"].clone(),
+            [g.to(like, copy=True) for g in state["gradients"]],
+        )
+
+
+def as_losses(results: Sequence[Any]) -> Tensor:
+    """The results of N closures as losses ``[N]``.
+
+    Raises:
+        ConfigError: a result is no single number.
+    """
+    try:
+        numbers = [float(r.detach() if isinstance(r, Tensor) else r) for r in results]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"the closure must return the loss, a single number: {error}") from error
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def check_finite(gradients: Tensor, losses: Tensor | None = None) -> None:
+    """Refuse gradients ``[N, d]`` or losses ``[N]`` that hold NaN or infinite values.
+
+    Raises:
+        NonFiniteError: naming the first point that does.
+    """
+    if losses is not None and not losses.isfinite().all():
+        raise NonFiniteError(f"the losses at the points are {losses.tolist()}; the optimizer is unchanged")
+    bad = (~gradients.isfinite()).sum(1)
+    if bad.any():
+        point = int(bad.argmax())
+        raise NonFiniteError(
+            f"the gradient at point {point} has {int(bad[point])} non-finite entries of {gradients.shape[1]}; "
+            "the optimizer is unchanged"
+        )
+
+
+def check_evaluations(points: Tensor, gradients: Tensor, losses: Tensor | None, selection: str) -> None:
+    """Refuse evaluations at ``points [N, d]`` of another shape, or that are not finite, before anything changes.
+
+    Raises:
+        ConfigError: ``gradients`` are not ``[N, d]``, or ``losses`` not ``[N]``, or missing where they are needed.
+        NonFiniteError: a gradient or a loss is NaN or infinite.
+    """
+    if gradients.shape != points.shape:
+        raise ConfigError(f"gradients must be [N, d] = {list(points.shape)}, got {list(gradients.shape)}")
+    if losses is None and selection == "loss":
+        raise ConfigError("selection 'loss' needs the losses: call tell(gradients, losses) or step(closure)")
+    if losses is not None and losses.shape != points.shape[:1]:
+        raise ConfigError(f"losses must be [N] = {list(points.shape[:1])}, got {list(losses.shape)}")
+    check_finite(gradients, losses)
+
+
+def predict_here(points: Tensor, estimator: GradientEstimator | None) -> Proposal:
+    """Proposal of given points ``[N, d]``, with the posterior at each of them if there is one."""
+    if estimator is None or not estimator.ready:
+        return Proposal(points, points.new_empty(0, points.shape[1]), torch.empty(0, 1, dtype=torch.float64))
+    means, variances = zip(*(estimator.predict(point) for point in points), strict=True)
+    return Proposal(points, torch.stack(means), torch.stack(variances))
+
+
+@torch.no_grad()
+def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExOptions) -> Proposal:
+    """The points of the next evaluation: base steps with posterior means, taken back afterwards.
+
+    θ₀ is the iterate; θᵢ is ``stride`` base steps from θᵢ₋₁, each with the posterior mean where it starts, the state of
+    the base carried along (Algorithm 1, lines 3–5, where ``stride`` is 1). ``base`` is left as it was.
+    """
+    N, stride = options.parallelism, options.stride
+    start = base.point()
+    if N == 1 or estimator is None or not estimator.ready:
+        return predict_here(start.repeat(N, 1), None)
+    points, estimates, variances = [start], [], []
+    with base.rewound():
+        for step in range((N - 1) * stride + 1):
+            here = base.point()
+            mean, variance = estimator.predict(here)
+            estimates.append(mean)
+            if step % stride == 0:
+                points[step // stride :] = [here]
+                variances.append(variance)
+            if step < (N - 1) * stride:
+                base.step(mean)
+    return Proposal(torch.stack(points), torch.stack(estimates), torch.stack(variances))
+
+
+def follow(base: FlatBase, estimator: GradientEstimator, steps: int) -> None:
+    """``steps`` base steps, each with the posterior mean at the point where it starts."""
+    for _ in range(steps):
+        base.step(estimator.predict(base.point())[0])
+
+
+def chosen_point(selection: str, gradients: Tensor, losses: Tensor | None) -> int:
+    """Index of the point from which ``"last"``, ``"loss"`` or ``"grad_norm"`` step (paper, Sec. 4.3 and Fig. 6).
+
+    Args:
+        selection: one of the three.
+        gradients: true gradients, ``[N, d]``.
+        losses: ``[N]``; needed by ``"loss"``.
+    """
+    if selection == "last":
+        return len(gradients) - 1
+    if selection == "grad_norm":
+        return int(gradients.norm(dim=1).argmin())
+    assert losses is not None, "check_evaluations has seen to it"
+    return int(losses.argmin())
+
+
+@torch.no_grad()
+def select(
+    base: FlatBase,
+    estimator: GradientEstimator,
+    proposal: Proposal,
+    gradients: Tensor,
+    losses: Tensor | None,
+    options: OptExOptions,
+) -> int:
+    """Move ``base`` from the iterate to the next one, the new pairs being in the history.
+
+    Args:
+        base: at the iterate, with the state that belongs to it.
+        estimator: its history holds the new pairs.
+        proposal: the points that were evaluated.
+        gradients: the true gradients there, ``[N, d]``.
+        losses: the losses there, ``[N]``, or None.
+        options: which selection, and its options.
+
+    Returns:
+        How many base steps lie between the old iterate and the new one.
+    """
+    if proposal.cold or not estimator.ready:
+        base.step(gradients.mean(0))
+        return 1
+    if options.selection == "refine":
+        steps = options.parallelism * options.stride
+        follow(base, estimator, steps)
+        return steps
+    chosen = chosen_point(options.selection, gradients, losses)
+    # The same base steps again bring the state that belongs to the chosen point; no copy of it was kept.
+    for estimate in proposal.estimates[: chosen * options.stride]:
+        base.step(estimate)
+    base.move_to(proposal.points[chosen])  # where it was evaluated, should the learning rate have changed since
+    base.step(gradients[chosen])
+    return chosen * options.stride + 1
+
+
+def _mean_cosine(a: Tensor, b: Tensor) -> float:
+    """Mean cosine between the rows of two matrices ``[N, d]``."""
+    return float(torch.nn.functional.cosine_similarity(a, b.to(a), dim=1).mean())
+
+
+def iteration_statistics(
+    predictions: Tensor,
+    gradients: Tensor,
+    variances: Tensor,
+    estimator: GradientEstimator,
+    groups: list[dict[str, Any]],
+) -> dict[str, float]:
+    """Figures that say how good the predictions were.
+
+    Args:
+        predictions: posterior means at the points, ``[N, d]``, made before the gradients there were known.
+        gradients: the true gradients there, ``[N, d]``.
+        variances: posterior variances there, ``[N, B]``.
+        estimator: gives length scale and noise.
+        groups: parameter groups; several get a cosine each.
+    """
+    statistics = {"cosine": _mean_cosine(predictions, gradients)}
+    names = [str(group.get("name", number)) for number, group in enumerate(groups)]
+    if len(groups) > 1:
+        sizes = [sum(p.numel() for p in group["params"]) for group in groups]
+        parts = zip(names, torch.split(predictions, sizes, dim=1), torch.split(gradients, sizes, dim=1), strict=True)
+        statistics |= {f"cosine/{name}": _mean_cosine(a, b) for name, a, b in parts}
+    values = {
+        "lengthscale": estimator.lengthscale.tolist(),
+        "noise": estimator.noise.tolist(),
+        "variance": variances.mean(0).tolist(),
+    }
+    for key, blocks in values.items():
+        tags = [key] if len(blocks) == 1 else [f"{key}/{name}" for name in names]
+        statistics |= dict(zip(tags, blocks, strict=True))
+    return statistics

@@ -1,0 +1,135 @@
+"""What a run reports: progress.csv, TensorBoard events and a progress bar, all against sequential iterations."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tqdm import tqdm
+
+from .rollout import Episode
+
+WINDOW: Final = 100  # episodes in ep_rew_mean, as in stable-baselines3
+
+# The columns of progress.csv and the TensorBoard tags of the same values.
+COLUMNS: Final[dict[str, str]] = {
+    "env_steps": "time/env_steps",
+    "wall_time": "time/wall_time",
+    "episodes": "rollout/episodes",
+    "cumulative_average_reward": "rollout/cumulative_average_reward",
+    "ep_rew_mean": "rollout/ep_rew_mean",
+    "ep_len_mean": "rollout/ep_len_mean",
+    "fps": "time/fps",
+    "learning_rate": "train/learning_rate",
+    "policy_loss": "train/policy_loss",
+    "value_loss": "train/value_loss",
+    "entropy": "train/entropy",
+    "explained_variance": "train/explained_variance",
+    "steps": "optex/steps",
+    "history": "optex/history",
+    "cosine": "optex/cosine",
+    "lengthscale": "optex/lengthscale",
+    "noise": "optex/noise",
+    "variance": "optex/variance",
+    "eval_return": "eval/mean_reward",
+}
+
+
+class EpisodeStatistics:
+    """Running figures of all finished episodes, whichever point played them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum = 0.0
+        self._window: deque[tuple[float, int]] = deque(maxlen=WINDOW)
+
+    def add(self, episodes: Sequence[Episode]) -> None:
+        """Count finished episodes."""
+        self.count += len(episodes)
+        self._sum += math.fsum(e.ep_return for e in episodes)
+        self._window.extend((e.ep_return, e.length) for e in episodes)
+
+    @property
+    def cumulative_average_reward(self) -> float:
+        """Mean return of all episodes so far, the y axis of the paper; NaN before the first has ended."""
+        return self._sum / self.count if self.count else math.nan
+
+    @property
+    def ep_rew_mean(self) -> float:
+        """Mean return of the last 100 episodes; NaN before the first has ended."""
+        return math.fsum(r for r, _ in self._window) / len(self._window) if self._window else math.nan
+
+    @property
+    def ep_len_mean(self) -> float:
+        """Mean length in steps of the last 100 episodes; NaN before the first has ended."""
+        return math.fsum(length for _, length in self._window) / len(self._window) if self._window else math.nan
+
+    def metrics(self) -> dict[str, float]:
+        """The figures under their TensorBoard tags."""
+        names = ("cumulative_average_reward", "ep_rew_mean", "ep_len_mean")
+        return {"rollout/episodes": self.count} | {f"rollout/{name}": getattr(self, name) for name in names}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copy as plain values."""
+        return {"count": self.count, "sum": self._sum, "window": [list(entry) for entry in self._window]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.count, self._sum = state["count"], state["sum"]
+        self._window = deque(((float(r), int(length)) for r, length in state["window"]), maxlen=WINDOW)
+
+
+class RunLog:
+    """Writes the metrics of each sequential iteration to a run folder.
+
+    Args:
+        run_dir: an existing folder.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        # Imported here: it takes longer than everything else in the package together.
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._events = SummaryWriter(str(run_dir))
+        self._file = (run_dir / "progress.csv").open("w", newline="")
+        self._rows = csv.writer(self._file)
+        self._rows.writerow(["iteration", *COLUMNS])
+
+    def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Write one row and one event per metric; what is unknown (NaN or absent) is left empty.
+
+        Args:
+            iteration: sequential iterations done.
+            metrics: values by TensorBoard tag.
+        """
+        known = {tag: value for tag, value in metrics.items() if not math.isnan(value)}
+        self._rows.writerow([iteration, *(known.get(tag, "") for tag in COLUMNS.values())])
+        self._file.flush()
+        for tag, value in known.items():
+            self._events.add_scalar(tag, value, iteration)
+
+    def close(self) -> None:
+        """Write out what is pending."""
+        self._file.close()
+        self._events.close()
+
+
+class ProgressBar:
+    """Progress, return, steps per second and time left, on standard error."""
+
+    def __init__(self, total: int, *, initial: int = 0, show: bool = True) -> None:
+        self._bar = tqdm(total=total, initial=initial, disable=not show, unit="it", dynamic_ncols=True)
+
+    def update(self, metrics: Mapping[str, float]) -> None:
+        """One iteration more."""
+        postfix = f"return {metrics['rollout/ep_rew_mean']:.1f}, {metrics['time/fps']:,.0f} steps/s"
+        self._bar.set_postfix_str(postfix, refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()

@@ -1,0 +1,63 @@
+"""The options of OptEx, validated once at construction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .errors import ConfigError
+from .estimator import validate_estimator_options
+
+SELECTIONS: Final = ("last", "loss", "grad_norm", "refine")
+READINGS: Final = ("extrapolate", "emulate")
+BLOCKS: Final = ("joint", "groups")
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raise a ConfigError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Raise a ConfigError unless ``value`` is a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptExOptions:
+    """How OptEx proposes, estimates and selects; `OptEx` says what each option means.
+
+    Raises:
+        ConfigError: an option is outside what is allowed.
+    """
+
+    parallelism: int = 4
+    history_size: int = 40
+    kernel: str = "matern52"
+    lengthscale: float | str = "auto"
+    noise: float | str = "auto"
+    selection: str = "refine"
+    stride: int = 1
+    blocks: str = "joint"
+    without_closure: str = "extrapolate"
+    max_grad_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least("parallelism", self.parallelism, 1)
+        check_at_least("history_size", self.history_size, 2)
+        check_at_least("stride", self.stride, 1)
+        check_choice("selection", self.selection, SELECTIONS)
+        check_choice("blocks", self.blocks, BLOCKS)
+        check_choice("without_closure", self.without_closure, READINGS)
+        validate_estimator_options(self.history_size, self.kernel, self.lengthscale, self.noise)
+        if self.without_closure == "emulate" and self.selection == "loss":
+            raise ConfigError("selection 'loss' needs losses, which without_closure 'emulate' never sees")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ConfigError(f"max_grad_norm must be positive or None, got {self.max_grad_norm}")
+
+    def estimator_options(self) -> dict[str, Any]:
+        """The part that concerns the `GradientEstimator`."""
+        names = ("history_size", "kernel", "lengthscale", "noise")
+        return {name: getattr(self, name) for name in names}

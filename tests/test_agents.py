@@ -1,0 +1,296 @@
+"""Losses of the agents against losses written independently for one plain module at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from optex_rl.agents import ActorCritic, AgentLosses, Batch, MlpPolicy, Reinforce, StackedPolicy, make_agent
+from optex_rl.agents.distributions import Categorical
+from optex_rl.errors import ConfigError
+
+OBS = gymnasium.spaces.Box(-1, 1, (3,))
+DISCRETE = gymnasium.spaces.Discrete(4)
+BOX = gymnasium.spaces.Box(-1, 1, (2,))
+T, E = 12, 3
+
+
+class SharedExtractor(nn.Module):
+    """A user's policy whose actor and critic share a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Linear(3, 10), nn.Tanh())
+        self.policy_head, self.value_head = nn.Linear(10, 4), nn.Linear(10, 1)
+        self.distribution = Categorical(4)
+
+    def actor(self, obs: Tensor) -> Tensor:
+        logits: Tensor = self.policy_head(self.features(obs))
+        return logits
+
+    def critic(self, obs: Tensor) -> Tensor:
+        values: Tensor = self.value_head(self.features(obs))
+        return values.squeeze(-1)
+
+
+def make_policy(kind: str) -> nn.Module:
+    if kind == "shared":
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return SharedExtractor()
+    return MlpPolicy(OBS, BOX if kind == "box" else DISCRETE, (16, 16), log_std_init=-0.3)
+
+
+def make_points(policy: nn.Module, N: int) -> Tensor:
+    start = parameters_to_vector(policy.parameters()).detach()
+    noise = torch.randn(N, len(start), generator=torch.Generator().manual_seed(N), dtype=torch.float64)
+    return (start + 0.2 * noise.to(start.dtype)).requires_grad_()
+
+
+def list_final_rows(terminated: Tensor, truncated: Tensor, final_obs: Tensor) -> tuple[Tensor, Tensor]:
+    """Padded lists, from a dense [N, T, E, O] array of successor observations."""
+    listed = truncated & ~terminated
+    listed[:, -1] |= ~terminated[:, -1]
+    rows = [point.flatten().nonzero().flatten() for point in listed]
+    final_index = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+    picked = [obs.flatten(0, 1)[row] for obs, row in zip(final_obs, rows, strict=True)]
+    return torch.nn.utils.rnn.pad_sequence(picked, batch_first=True), final_index
+
+
+def make_batch(N: int, box: bool = False, dtype: torch.dtype = torch.float32) -> tuple[Batch, Tensor]:
+    """A random window, and the dense successor observations that its lists were made of."""
+    generator = torch.Generator().manual_seed(7)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    actions = normal(N, T, E, 2) if box else torch.randint(4, (N, T, E), generator=generator)
+    terminated, truncated = (torch.rand(2, N, T, E, generator=generator) < 0.15).unbind()
+    final_dense = normal(N, T, E, 3)
+    lists = list_final_rows(terminated, truncated, final_dense)
+    return Batch(normal(N, T, E, 3), actions, normal(N, T, E), terminated, truncated, *lists), final_dense
+
+
+def oracle_distribution(inputs: Tensor, box: bool) -> Any:
+    if not box:
+        return torch.distributions.Categorical(logits=inputs)
+    mean, log_std = inputs.chunk(2, dim=-1)
+    return torch.distributions.Independent(torch.distributions.Normal(mean, log_std.exp()), 1)
+
+
+def oracle_targets(module: Any, batch: Batch, final_dense: Tensor, n: int, agent: Any) -> tuple[Tensor, Tensor]:
+    """Advantages and value targets [T, E] of point n, one row after the other and from the end."""
+    critic = agent.needs_critic
+    with torch.no_grad():
+        values = module.critic(batch.obs[n]) if critic else torch.zeros(T, E)
+        finals = module.critic(final_dense[n]) if critic else torch.zeros(T, E)
+    gae_lambda = getattr(agent, "gae_lambda", 1.0)
+    advantages = torch.zeros_like(batch.rewards[n])
+    for e in range(E):
+        following = 0.0
+        for t in reversed(range(T)):
+            terminated, truncated = bool(batch.terminated[n, t, e]), bool(batch.truncated[n, t, e])
+            successor = finals[t, e] if truncated or t == T - 1 else values[t + 1, e]
+            tail = 0.0 if terminated else float(successor)
+            carried = 0.0 if terminated or truncated else agent.gamma * gae_lambda * following
+            following = float(batch.rewards[n, t, e]) + agent.gamma * tail - float(values[t, e]) + carried
+            advantages[t, e] = following
+    return advantages, advantages + values
+
+
+def oracle_loss(module: Any, batch: Batch, final_dense: Tensor, n: int, agent: Any) -> Tensor:
+    advantages, targets = oracle_targets(module, batch, final_dense, n, agent)
+    if agent.normalize_advantage:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    distribution = oracle_distribution(module.actor(batch.obs[n]), box=batch.actions.dim() == 4)
+    log_probs, entropy = distribution.log_prob(batch.actions[n]), distribution.entropy()
+    loss: Tensor = -(advantages * log_probs).mean() - agent.ent_coef * entropy.mean()
+    if agent.needs_critic:
+        loss = loss + agent.vf_coef * nn.functional.mse_loss(module.critic(batch.obs[n]), targets)
+    return loss
+
+
+AGENTS: dict[str, ActorCritic | Reinforce] = {
+    "a2c": ActorCritic(gamma=0.97, gae_lambda=0.9, ent_coef=0.02, vf_coef=0.7),
+    "a2c plain": ActorCritic(gae_lambda=1.0, normalize_advantage=False),
+    "reinforce": Reinforce(gamma=0.97, ent_coef=0.02, normalize_advantage=False),
+    "reinforce normalised": Reinforce(),
+    "reinforce without baseline": Reinforce(gamma=0.9, baseline=False, ent_coef=0.1),
+}
+
+
+@pytest.mark.parametrize("N", [1, 4])
+@pytest.mark.parametrize("kind", ["discrete", "box", "shared"])
+@pytest.mark.parametrize("name", list(AGENTS))
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_fused_gradients_equal_separate_ones(name: str, kind: str, N: int, dtype: torch.dtype, limit: float) -> None:
+    agent, policy = AGENTS[name], make_policy(kind).to(dtype)
+    points = make_points(policy, N)
+    batch, final_dense = make_batch(N, kind == "box", dtype)
+    losses = agent.loss(StackedPolicy(policy).bind(points), batch)
+    (gradients,) = torch.autograd.grad(losses.total.sum(), points)
+    for n in range(N):
+        module = copy.deepcopy(policy)
+        vector_to_parameters(points[n].detach().clone(), module.parameters())
+        loss = oracle_loss(module, batch, final_dense, n, agent)
+        pieces = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True, materialize_grads=True)
+        expected = torch.cat([piece.reshape(-1) for piece in pieces])
+        assert (losses.total[n] - loss).abs().item() < limit * max(1.0, loss.abs().item())
+        assert ((gradients[n] - expected).norm() / expected.norm()).item() < limit
+
+
+def test_a_points_losses_do_not_depend_on_the_others() -> None:
+    policy = make_policy("discrete")
+    points, (batch, _) = make_points(policy, 3), make_batch(3)
+    together = ActorCritic().loss(StackedPolicy(policy).bind(points), batch)
+    alone = ActorCritic().loss(StackedPolicy(policy).bind(points[1:2]), Batch(*(field[1:2] for field in batch)))
+    for fused, single in zip(together, alone, strict=True):
+        torch.testing.assert_close(fused[1:2], single)
+
+
+def linear_critics(weights: list[float]) -> tuple[MlpPolicy, Tensor]:
+    """Points with V(o) = weight · o for a single feature o, and a uniform policy over two actions."""
+    policy = MlpPolicy(gymnasium.spaces.Box(-9, 9, (1,)), gymnasium.spaces.Discrete(2), ())
+    points = torch.zeros(len(weights), StackedPolicy(policy).num_parameters)
+    # Actor: 2 weights and 2 biases; critic: 1 weight and 1 bias.
+    points[:, 4] = torch.tensor(weights)
+    return policy, points
+
+
+def single_step(N: int, *, terminated: bool, truncated: bool, listed: bool) -> Batch:
+    """One step with reward 0 from o = 1 to o = 2."""
+    return Batch(
+        obs=torch.ones(N, 1, 1, 1),
+        actions=torch.zeros(N, 1, 1, dtype=torch.int64),
+        rewards=torch.zeros(N, 1, 1),
+        terminated=torch.full((N, 1, 1), terminated),
+        truncated=torch.full((N, 1, 1), truncated),
+        final_obs=torch.full((N, 1, 1), 2.0 if listed else 0.0),
+        final_index=torch.full((N, 1), 0 if listed else -1),
+    )
+
+
+@pytest.mark.parametrize("truncated", [True, False])
+@pytest.mark.parametrize("kind", [ActorCritic, Reinforce])
+def test_bootstrapping_uses_the_points_own_critic(kind: type[ActorCritic | Reinforce], truncated: bool) -> None:
+    # Point i has V(o) = w_i·o, γ = 1: target R = V(2) = 2w, V = w, value loss w², advantage w, log π = −log 2,
+    # policy loss w·log 2. With w = (1, 3): value losses 1 and 9.
+    policy, points = linear_critics([1.0, 3.0])
+    batch = single_step(2, terminated=False, truncated=truncated, listed=True)
+    losses = kind(gamma=1.0, normalize_advantage=False).loss(StackedPolicy(policy).bind(points), batch)
+    torch.testing.assert_close(losses.value_loss, torch.tensor([1.0, 9.0]))
+    torch.testing.assert_close(losses.policy_loss, torch.tensor([1.0, 3.0]) * torch.tensor(2.0).log())
+
+
+@pytest.mark.parametrize("kind", [ActorCritic, Reinforce])
+def test_terminated_wins_over_truncated(kind: type[ActorCritic | Reinforce]) -> None:
+    # Nothing follows a termination: R = 0, V = w = 3, value loss 9. A bootstrap would give (γ·6 − 3)² = 0 for γ = ½.
+    policy, points = linear_critics([3.0])
+    for listed in (False, True):
+        batch = single_step(1, terminated=True, truncated=True, listed=listed)
+        losses = kind(gamma=0.5, normalize_advantage=False).loss(StackedPolicy(policy).bind(points), batch)
+        assert losses.value_loss.tolist() == [9.0]
+
+
+@pytest.mark.parametrize("name", list(AGENTS))
+def test_padding_has_no_effect(name: str) -> None:
+    policy = make_policy("discrete")
+    points, (batch, _) = make_points(policy, 2), make_batch(2)
+    padding = torch.full((2, 4), -1)
+    padded = batch._replace(
+        final_obs=torch.cat([batch.final_obs, torch.full((2, 4, 3), 50.0)], dim=1),
+        final_index=torch.cat([batch.final_index, padding], dim=1),
+    )
+    bound = StackedPolicy(policy).bind(points)
+    for plain, longer in zip(AGENTS[name].loss(bound, batch), AGENTS[name].loss(bound, padded), strict=True):
+        assert torch.equal(plain, longer)
+
+
+def test_only_the_total_carries_a_gradient() -> None:
+    policy = make_policy("discrete")
+    losses = ActorCritic(ent_coef=0.1).loss(StackedPolicy(policy).bind(make_points(policy, 2)), make_batch(2)[0])
+    assert [field.requires_grad for field in losses] == [True, False, False, False, False]
+    assert all(field.shape == (2,) and field.isfinite().all() for field in losses)
+
+
+def test_the_total_is_the_weighted_sum() -> None:
+    policy = make_policy("box")
+    agent = ActorCritic(ent_coef=0.1, vf_coef=0.3)
+    losses = agent.loss(StackedPolicy(policy).bind(make_points(policy, 2)), make_batch(2, box=True)[0])
+    total = losses.policy_loss + 0.3 * losses.value_loss - 0.1 * losses.entropy
+    torch.testing.assert_close(losses.total.detach(), total)
+
+
+def test_without_a_baseline_the_critic_neither_matters_nor_learns() -> None:
+    policy = MlpPolicy(OBS, DISCRETE, (8,))
+    points, (batch, _) = make_points(policy, 2), make_batch(2)
+    losses = Reinforce(baseline=False).loss(StackedPolicy(policy).bind(points), batch)
+    (gradients,) = torch.autograd.grad(losses.total.sum(), points)
+    actor_size = sum(p.numel() for p in dict(policy.parameter_groups())["actor"])
+    assert gradients[:, :actor_size].any(dim=1).all()
+    assert not gradients[:, actor_size:].any()
+    assert not losses.value_loss.any()
+    assert not losses.explained_variance.any()
+    bare = MlpPolicy(OBS, DISCRETE, (8,), critic=False)
+    same = Reinforce(baseline=False).loss(StackedPolicy(bare).bind(points[:, :actor_size]), batch)
+    assert torch.equal(same.total, losses.total)
+
+
+def test_a_step_down_the_gradient_favours_the_rewarded_action() -> None:
+    # A bandit: action 1 pays 1, action 0 nothing, every step terminates.
+    policy, points = linear_critics([0.0, 0.0])
+    actions = torch.arange(8).view(1, 8, 1).expand(2, 8, 1) % 2
+    ends = torch.ones(2, 8, 1, dtype=torch.bool)
+    none = torch.zeros(2, 0, 1), torch.zeros(2, 0, dtype=torch.int64)
+    batch = Batch(torch.ones(2, 8, 1, 1), actions, actions.float(), ends, torch.zeros_like(ends), *none)
+    for agent in (ActorCritic(), Reinforce(), Reinforce(baseline=False)):
+        parameters = points.clone().requires_grad_()
+        stacked = StackedPolicy(policy)
+        (gradients,) = torch.autograd.grad(agent.loss(stacked.bind(parameters), batch).total.sum(), parameters)
+        logits = stacked.actor(points - 0.1 * gradients, torch.ones(2, 1, 1))
+        assert (logits[..., 1] > logits[..., 0]).all()
+
+
+def loss_without_critic(agent: ActorCritic | Reinforce) -> AgentLosses:
+    policy = MlpPolicy(OBS, DISCRETE, (8,), critic=False)
+    return agent.loss(StackedPolicy(policy).bind(make_points(policy, 2)), make_batch(2)[0])
+
+
+@pytest.mark.parametrize("agent", [ActorCritic(), Reinforce()])
+def test_a_policy_without_a_critic_is_refused(agent: ActorCritic | Reinforce) -> None:
+    assert agent.needs_critic
+    with pytest.raises(ConfigError, match="needs a policy with a critic, and the policy given has none"):
+        loss_without_critic(agent)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ActorCritic(gamma=1.5), r"^gamma must be a number between 0 and 1, got 1\.5\.$"),
+        (lambda: ActorCritic(gae_lambda=-0.1), r"^gae_lambda must be a number between 0 and 1, got -0\.1\.$"),
+        (lambda: ActorCritic(ent_coef=-1), r"^ent_coef must be a finite number >= 0, got -1\.$"),
+        (lambda: ActorCritic(vf_coef=float("inf")), r"^vf_coef must be a finite number >= 0, got inf\.$"),
+        (lambda: Reinforce(gamma=float("nan")), r"^gamma must be a number between 0 and 1, got nan\.$"),
+        (lambda: make_agent("a2c", gamma=True), r"^gamma must be a number between 0 and 1, got True\.$"),
+        (lambda: make_agent("a2c", gamma="0.9"), r"^gamma must be a number between 0 and 1, got '0\.9'\.$"),
+        (lambda: make_agent("reinforce", baseline=1), r"^baseline must be True or False, got 1\.$"),
+        (lambda: make_agent("dqn"), r"^Unknown agent 'dqn': choose one of a2c, reinforce\.$"),
+        (lambda: make_agent("reinforce", gae_lambda=0.9), r"^Agent 'reinforce' has no hyper-parameter gae_lambda: it"),
+    ],
+)
+def test_wrong_hyperparameters_are_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+def test_agents_by_name() -> None:
+    assert make_agent("a2c", gamma=0.9) == ActorCritic(gamma=0.9)
+    assert make_agent("reinforce", baseline=False) == Reinforce(baseline=False)
+    assert not make_agent("reinforce", baseline=False).needs_critic

@@ -1,0 +1,59 @@
+"""Checkpoints are written whole or not at all, and nothing but data is read from them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from optex_rl import RunFolderError
+from optex_rl.checkpoints import load_checkpoint, save_checkpoint
+
+
+class Trap:
+    """Runs a command when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c.pt", {"a": torch.arange(3), "b": {"c": [1.5, None, 2**100]}})
+    content = load_checkpoint(tmp_path / "c.pt")
+    assert content["a"].tolist() == [0, 1, 2]
+    assert content["b"] == {"c": [1.5, None, 2**100]}
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, {"step": 1})
+
+    def full_disk(content: object, file: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, {"step": 2})
+    assert load_checkpoint(path)["step"] == 1
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    torch.save({"version": 1, "policy": Trap(tmp_path / "trapped")}, tmp_path / "c.pt")
+    (tmp_path / "p.pt").write_bytes(pickle.dumps(Trap(tmp_path / "trapped")))
+    for name in ("c.pt", "p.pt"):
+        with pytest.raises(RunFolderError, match="is damaged or no checkpoint"):
+            load_checkpoint(tmp_path / name)
+    assert not (tmp_path / "trapped").exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"version": 2}, {}])
+def test_other_content_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "c.pt")
+    with pytest.raises(RunFolderError, match="no checkpoint of optex-rl, version 1"):
+        load_checkpoint(tmp_path / "c.pt")

@@ -1,0 +1,183 @@
+"""The command line: whole runs, and one clear sentence with a non-zero status for everything that cannot be done."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, MultiDiscrete
+
+from optex_rl.cli import build_parser, config_from_flags, main
+from optex_rl.config import TrainConfig, load_config
+
+SMALL = ["--n-envs", "4", "--n-steps", "32", "--iterations", "3", "--eval-episodes", "5", "--no-progress-bar"]
+
+
+class Odd(gymnasium.Env[np.ndarray, Any]):
+    """An action space that no agent supports."""
+
+    observation_space = Box(-1.0, 1.0, (2,))
+    action_space = MultiDiscrete([2, 3])
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        return np.zeros(2, np.float32), {}
+
+
+@pytest.fixture(scope="module")
+def odd_env() -> Iterator[str]:
+    entry_point: Any = Odd  # Gymnasium's annotation wants keyword arguments that an environment need not have
+    gymnasium.register("Odd-v0", entry_point=entry_point)
+    yield "Odd-v0"
+    del gymnasium.registry["Odd-v0"]
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A finished run."""
+    assert main(["train", *SMALL, "--logdir", str(tmp_path), "--run-name", "run"]) == 0
+    return tmp_path / "run"
+
+
+def expect_refusal(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command fails with status 1 and one line that holds the message."""
+    capsys.readouterr()
+    assert main(arguments) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("optex-rl: error: ")
+    assert message in lines[0]
+
+
+def test_closing_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SMALL, "--logdir", str(tmp_path), "--run-name", "run"]) == 0
+    out = capsys.readouterr().out
+    table = {name.strip(): value for name, value in (line.rsplit("  ", 1) for line in out.splitlines() if "  " in line)}
+    assert table["sequential iterations"] == "3"
+    assert table["environment steps"] == f"{3 * 4 * 4 * 32:,}"
+    assert f"tensorboard --logdir {tmp_path}" in out
+
+
+def test_train_evaluate_plot(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run_dir), "--episodes", "7"]) == 0
+    assert main(["evaluate", str(run_dir), "--best"]) == 0
+    assert main(["plot", str(run_dir)]) == 0
+    out = capsys.readouterr().out
+    assert "CartPole-v1, 7 episodes: mean return" in out
+    assert (run_dir / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tensorboard_steps_are_sequential_iterations(run_dir: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_dir))
+    events.Reload()
+    scalars = events.Scalars("rollout/cumulative_average_reward")
+    with (run_dir / "progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [event.step for event in scalars] == [int(row["iteration"]) for row in rows]
+    assert [event.value for event in scalars] == pytest.approx([float(r["cumulative_average_reward"]) for r in rows])
+
+
+def test_flags_without_values_are_the_defaults() -> None:
+    assert config_from_flags(vars(build_parser().parse_args(["train"]))) == TrainConfig()
+
+
+def test_flags_of_every_kind() -> None:
+    flags = ["train", "--net-arch", "32", "16", "--lengthscale", "0.5", "--noise", "auto", "--max-grad-norm", "0.5"]
+    flags += ["--no-normalize-advantage", "--logdir", "none", "--stride", "2", "--blocks", "groups"]
+    config = config_from_flags(vars(build_parser().parse_args(flags)))
+    assert (config.net_arch, config.lengthscale, config.noise, config.max_grad_norm) == ((32, 16), 0.5, "auto", 0.5)
+    assert (config.normalize_advantage, config.logdir, config.stride, config.blocks) == (False, None, 2, "groups")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--env", "CartPoll-v1"], "CartPole-v1"),
+        (["--optimizer", "adan"], "did you mean 'adam'"),
+        (["--parallelism", "0"], "parallelism must be a whole number of at least 1, got 0"),
+        (["--n-envs", "0"], "n_envs must be a whole number of at least 1, got 0"),
+        (["--iterations", "-3"], "iterations must be a whole number of at least 1, got -3"),
+        (["--learning-rate", "nan"], "learning_rate must be a number of at least 0, got nan"),
+        (["--learning-rate", "-1"], "learning_rate must be a number of at least 0, got -1.0"),
+        (["--kernel", "linear"], "kernel must be one of matern12, matern32, matern52, rbf, got 'linear'"),
+        (["--lengthscale", "long"], "lengthscale must be a positive number, 'auto' or 'median', got 'long'"),
+        (["--noise", "-0.1"], "noise must be a number of at least 0, or 'auto', got -0.1"),
+        (["--history-size", "1"], "history_size must be a whole number of at least 2, got 1"),
+        (["--gamma", "1.5"], "gamma must be a number between 0 and 1, got 1.5"),
+        (["--net-arch", "0"], "net_arch must be a list of whole numbers of at least 1, got (0,)"),
+        (["--device", "warp"], "device 'warp' cannot be used here"),
+        (["--run-name", "../up"], "run_name must be a plain folder name"),
+    ],
+)
+def test_bad_options(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expect_refusal(["train", *SMALL, "--logdir", str(tmp_path / "logs"), *flags], message, capsys)
+    assert not (tmp_path / "logs").exists()
+    assert not (tmp_path / "up").exists()
+
+
+def test_unsupported_action_space(odd_env: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expect_refusal(["train", *SMALL, "--logdir", str(tmp_path / "logs"), "--env", odd_env], "MultiDiscrete", capsys)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_unknown_choice_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["train", "--method", "magic"])
+    assert exit_info.value.code == 2
+    assert "invalid choice: 'magic'" in capsys.readouterr().err
+
+
+def test_an_existing_run_folder_is_refused_unharmed(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in run_dir.iterdir()}
+    flags = ["train", *SMALL, "--logdir", str(run_dir.parent), "--run-name", "run"]
+    expect_refusal(flags, "exists already", capsys)
+    assert {path.name: path.read_bytes() for path in run_dir.iterdir()} == before
+
+
+def test_a_log_directory_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs").write_text("not a folder")
+    expect_refusal(["train", *SMALL, "--logdir", str(tmp_path / "logs")], "cannot be written", capsys)
+
+
+def test_evaluate_what_is_no_run(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expect_refusal(["evaluate", str(tmp_path / "nothing")], "cannot be read as the options of a run", capsys)
+    expect_refusal(
+        ["evaluate", str(run_dir), "--episodes", "0"], "episodes must be a whole number of at least 1", capsys
+    )
+    checkpoint = run_dir / "checkpoint.pt"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    expect_refusal(["evaluate", str(run_dir)], "is damaged or no checkpoint", capsys)
+    torch.save({"version": 99}, checkpoint)
+    expect_refusal(["evaluate", str(run_dir)], "is no checkpoint of optex-rl, version 1", capsys)
+    checkpoint.unlink()
+    expect_refusal(["evaluate", str(run_dir)], "there is no checkpoint", capsys)
+
+
+def test_evaluate_a_policy_of_another_network(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = run_dir / "config.yml"
+    config.write_text(config.read_text().replace("- 64\n- 64", "- 32"))
+    assert load_config(config).net_arch == (32,)
+    expect_refusal(["evaluate", str(run_dir)], "another network than config.yml describes", capsys)
+
+
+@pytest.mark.parametrize("text", ["env: [1", "just words", "bogus: 1", "gamma: high", "!!python/object:os.system {}"])
+def test_damaged_options(run_dir: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_dir / "config.yml").write_text(text)
+    expect_refusal(["evaluate", str(run_dir)], "gamma" if "gamma" in text else "options of a run", capsys)
+
+
+def test_plot_what_cannot_be_drawn(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expect_refusal(["plot", str(tmp_path / "nothing")], "cannot be read as the progress of a run", capsys)
+    expect_refusal(["plot", str(run_dir), "--output", str(tmp_path / "x.doc")], "cannot be written", capsys)
+    (run_dir / "progress.csv").write_text("iteration\n1\n")
+    expect_refusal(["plot", str(run_dir)], "cannot be read as the progress of a run", capsys)

@@ -1,0 +1,399 @@
+"""A dense solve in float64 as oracle of the posterior; exact identities for its history."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+from optex_rl import GradientEstimator
+from optex_rl.errors import NotPositiveDefiniteError, NumericalWarning
+from optex_rl.estimator import LENGTHSCALE_GRID, NOISE_GRID, inner_products, squared_distances
+
+from .helpers import same
+
+Array = npt.NDArray[np.float64]
+NUMPY_KERNELS: dict[str, Callable[[Array], Array]] = {
+    "matern12": lambda r: np.exp(-r),
+    "matern32": lambda r: (1 + np.sqrt(3) * r) * np.exp(-np.sqrt(3) * r),
+    "matern52": lambda r: (1 + np.sqrt(5) * r + 5 / 3 * r**2) * np.exp(-np.sqrt(5) * r),
+    "rbf": lambda r: np.exp(-(r**2) / 2),
+}
+every_kernel = pytest.mark.parametrize("kernel", NUMPY_KERNELS)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def estimator_of(points: Tensor, gradients: Tensor, **options: Any) -> GradientEstimator:
+    estimator = GradientEstimator(points.shape[1], dtype=points.dtype, **options)
+    estimator.insert(points, gradients)
+    return estimator
+
+
+def dense_posterior(
+    points: Tensor, gradients: Tensor, query: Tensor, kernel: str, lengthscale: float, noise: float
+) -> tuple[Array, float]:
+    """Mean and variance by the formulas of Prop. 4.1, in NumPy, with loops over the points."""
+    X, G, x = (t.double().numpy() for t in (points, gradients, query))
+    k = NUMPY_KERNELS[kernel]
+    K = np.array([[k(np.asarray(np.linalg.norm(a - b) / lengthscale)) for b in X] for a in X])
+    k_x = np.array([k(np.asarray(np.linalg.norm(a - x) / lengthscale)) for a in X])
+    inverse = np.linalg.inv(K + noise * np.eye(len(X)))
+    return k_x @ inverse @ G, float(1 - k_x @ inverse @ k_x)
+
+
+def test_two_points_worked_by_hand() -> None:
+    # Points 0 and 1 with gradients 1 and 3, query 0.5, RBF, ℓ = 1. Between the points k = e^−.5 = .606531; from the
+    # query to both e^−.125 = .882497. By symmetry both weights are .882497 / (1 + σ² + .606531):
+    #   σ² = 0:   .549318, mean .549318 · (1 + 3) = 2.197274, variance 1 − 2 · .882497 · .549318 = .030456
+    #   σ² = 0.5: .418934, mean                     1.675735, variance 1 − 2 · .882497 · .418934 = .260584
+    points, gradients = torch.tensor([[0.0], [1.0]]).double(), torch.tensor([[1.0], [3.0]]).double()
+    for noise, expected in ((0.0, [2.197274, 0.030456]), (0.5, [1.675735, 0.260584])):
+        estimator = estimator_of(points, gradients, kernel="rbf", lengthscale=1.0, noise=noise)
+        mean, variance = estimator.predict(torch.tensor([0.5]).double())
+        assert [mean.item(), variance.item()] == pytest.approx(expected, abs=1e-6)
+
+
+@every_kernel
+@pytest.mark.parametrize(("lengthscale", "noise"), [(0.5, 0.0), (2.0, 1e-3), (5.0, 1.0)])
+def test_posterior_is_the_dense_solve(kernel: str, lengthscale: float, noise: float) -> None:
+    points, gradients = normal(9, 4), normal(9, 4, seed=1)
+    estimator = estimator_of(points, gradients, kernel=kernel, lengthscale=lengthscale, noise=noise)
+    for query in normal(5, 4, seed=2):
+        mean, variance = estimator.predict(query)
+        expected_mean, expected_variance = dense_posterior(points, gradients, query, kernel, lengthscale, noise)
+        np.testing.assert_allclose(mean.numpy(), expected_mean, rtol=1e-7, atol=1e-8)
+        assert variance.shape == (1,)
+        assert float(variance) == pytest.approx(expected_variance, rel=1e-7, abs=1e-9)
+
+
+@every_kernel
+def test_choice_by_evidence_is_the_best_of_the_grid(kernel: str) -> None:
+    """Against log-likelihoods of each pair of the grid, computed densely with the amplitude maximised out."""
+    points, gradients = normal(8, 3), normal(8, 3, seed=1) + 3.0
+    estimator = estimator_of(points, gradients, kernel=kernel)
+    estimator.fit()
+    X, G = points.numpy(), gradients.numpy()
+    r = np.array([[np.linalg.norm(a - b) for b in X] for a in X])
+    median = np.sort(r[r > 0])[(np.count_nonzero(r) - 1) // 2]
+
+    def likelihood(lengthscale: float, noise: float) -> float:
+        covariance = NUMPY_KERNELS[kernel](r / lengthscale) + noise * np.eye(len(X))
+        inverse = np.linalg.inv(covariance)
+        amplitude = np.trace(G.T @ inverse @ G) / G.size
+        _, logdet = np.linalg.slogdet(amplitude * covariance)
+        return float(-0.5 * G.shape[1] * logdet - 0.5 * np.trace(G.T @ inverse @ G) / amplitude)
+
+    pairs = [(float(f) * median, float(s)) for f in LENGTHSCALE_GRID for s in NOISE_GRID]
+    lengthscale, noise = max(pairs, key=lambda pair: likelihood(*pair))
+    assert float(estimator.lengthscale) == pytest.approx(lengthscale)
+    assert float(estimator.noise) == pytest.approx(noise)
+
+
+@pytest.mark.parametrize(("factor", "noise"), [(1.0, 1e-3), (2.0, 0.1), (4.0, 1e-2), (0.5, 1.0)])
+def test_evidence_finds_what_the_data_were_drawn_with(factor: float, noise: float) -> None:
+    T, d = 40, 400
+    points = normal(T, d).cumsum(0)  # a random walk: distances of many sizes, as on a training path
+    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    lengthscale = factor * float(distances[distances > 0].median())
+    r = (distances / lengthscale).numpy()
+    covariance = 9.0 * (NUMPY_KERNELS["matern52"](r) + noise * np.eye(T))
+    gradients = torch.linalg.cholesky(torch.from_numpy(covariance)) @ normal(T, d, seed=1)
+    estimator = estimator_of(points, gradients)
+    estimator.fit()
+    # one step of the grid is √2 in the length scale and √10 in the noise
+    assert abs(math.log2(float(estimator.lengthscale) / lengthscale)) < 1.01
+    assert abs(math.log10(float(estimator.noise) / noise)) < 0.51
+
+
+@every_kernel
+def test_interpolates_as_the_noise_vanishes(kernel: str) -> None:
+    points, gradients = normal(7, 5), normal(7, 5, seed=1)
+    errors, variances = [], []
+    for noise in (1e-2, 1e-4, 1e-6, 0.0):
+        estimator = estimator_of(points, gradients, kernel=kernel, lengthscale=1.0, noise=noise)
+        means, variance = zip(*(estimator.predict(point) for point in points), strict=True)
+        errors.append(float((torch.stack(means) - gradients).abs().max()))
+        variances.append(float(torch.stack(variance).max()))
+    assert errors == sorted(errors, reverse=True)
+    assert variances == sorted(variances, reverse=True)
+    assert errors[-1] < 1e-12
+    assert variances[-1] < 1e-12
+
+
+@every_kernel
+@pytest.mark.parametrize("noise", [1e-9, 1e-6, 0.3, "auto"])
+def test_variance_is_between_known_and_unknown(kernel: str, noise: float | str) -> None:
+    points = torch.cat([normal(10, 3), normal(10, 3, seed=1) * 1e-3])
+    estimator = estimator_of(points, normal(20, 3, seed=2), kernel=kernel, noise=noise)
+    queries = torch.cat([points, normal(20, 3, seed=3), 1e6 * normal(3, 3, seed=4)])
+    variances = torch.cat([estimator.predict(query)[1] for query in queries])
+    assert (variances >= 0.0).all()
+    assert (variances <= 1.0).all()
+    assert variances[-3:].tolist() == [1.0] * 3
+    assert estimator.predict(queries[-1])[0].abs().max() == 0.0
+
+
+@pytest.mark.parametrize("d", [10_000, 20_001])
+def test_distances_of_neighbouring_iterates(d: int) -> None:
+    point = normal(d, dtype=torch.float32)
+    steps = normal(5, d, seed=1)
+    steps *= 1e-4 * point.double().norm() / steps.norm(dim=1, keepdim=True)
+    points = (point.double() + steps).float()
+    exact = (points.double() - point.double()).square().sum(1)
+    error = (squared_distances(point, points).sqrt() / exact.sqrt() - 1.0).abs().max()
+    assert error < 1e-6
+    expanded = point @ point - 2.0 * points @ point + points.square().sum(1)  # what a matrix product would give
+    assert ((expanded.double() - exact).abs() / exact).max() > 0.1
+
+
+def test_sums_over_chunks_and_columns_are_those_of_float64() -> None:
+    vector, vectors = normal(20_001, dtype=torch.float32), normal(3, 20_001, seed=1, dtype=torch.float32)
+    for start, stop in ((0, None), (0, 8192), (100, 17_000), (20_000, 20_001)):
+        a, A = vector[start:stop].double(), vectors[:, start:stop].double()
+        squared = squared_distances(vector, vectors, start, stop)
+        products = inner_products(vector, vectors, start, stop)
+        torch.testing.assert_close(squared, (A - a).square().sum(1), rtol=1e-6, atol=0.0)
+        torch.testing.assert_close(products, A @ a, rtol=1e-4, atol=1e-4)
+        assert squared.dtype == products.dtype == torch.float64
+
+
+def test_ring_buffer_is_a_full_recompute_of_the_last_pairs() -> None:
+    points, gradients = normal(23, 4), normal(23, 4, seed=1)
+    ring = GradientEstimator(4, history_size=7, dtype=torch.float64)
+    for start, stop in ((0, 3), (3, 4), (4, 15), (15, 23)):
+        ring.insert(points[start:stop], gradients[start:stop])
+        ring.predict(points[0])  # must not spoil what comes later
+    assert len(ring) == 7
+    query = normal(4, seed=2)
+    mean, variance = ring.predict(query)
+    expected = dense_posterior(
+        points[-7:], gradients[-7:], query, "matern52", float(ring.lengthscale), float(ring.noise)
+    )
+    np.testing.assert_allclose(mean.numpy(), expected[0], rtol=1e-8)
+    assert float(variance) == pytest.approx(expected[1], rel=1e-8)
+    fresh = estimator_of(points[-7:], gradients[-7:], history_size=7)
+    fresh.fit()
+    assert (float(fresh.lengthscale), float(fresh.noise)) == pytest.approx((float(ring.lengthscale), float(ring.noise)))
+
+
+@pytest.mark.parametrize("noise", [0.1, "auto"])
+def test_the_order_of_the_history_does_not_matter(noise: float | str) -> None:
+    points, gradients, query = normal(9, 4), normal(9, 4, seed=1), normal(4, seed=2)
+    shuffled = torch.randperm(9, generator=torch.Generator().manual_seed(3))
+    mean, variance = estimator_of(points, gradients, noise=noise).predict(query)
+    other_mean, other_variance = estimator_of(points[shuffled], gradients[shuffled], noise=noise).predict(query)
+    torch.testing.assert_close(mean, other_mean, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(variance, other_variance, rtol=1e-9, atol=1e-12)
+
+
+def test_one_insertion_of_many_is_many_of_one() -> None:
+    points, gradients = normal(11, 4), normal(11, 4, seed=1)
+    at_once, one_by_one = GradientEstimator(4, history_size=6), GradientEstimator(4, history_size=6)
+    at_once.insert(points, gradients)
+    for point, gradient in zip(points, gradients, strict=True):
+        one_by_one.insert(point[None], gradient[None])
+    assert same(at_once.state_dict(), one_by_one.state_dict())
+
+
+def test_history_is_a_copy() -> None:
+    points, gradients = normal(3, 2), normal(3, 2, seed=1)
+    estimator = estimator_of(points, gradients)
+    before = estimator.state_dict()
+    points.zero_()
+    gradients.zero_()
+    assert same(estimator.state_dict(), before)
+
+
+@pytest.mark.parametrize("noise", [0.2, "auto"])
+def test_blocks_are_separate_estimators(noise: float | str) -> None:
+    points, gradients, query = normal(12, 8), normal(12, 8, seed=1), normal(8, seed=2)
+    points[:, :2] *= 1e-3  # blocks of different scale
+    blocks = estimator_of(points, gradients, block_sizes=[2, 5, 1], noise=noise)
+    mean, variance = blocks.predict(query)
+    assert variance.shape == blocks.lengthscale.shape == blocks.noise.shape == (3,)
+    for b, columns in enumerate((slice(0, 2), slice(2, 7), slice(7, 8))):
+        alone = estimator_of(points[:, columns], gradients[:, columns], noise=noise)
+        alone_mean, alone_variance = alone.predict(query[columns])
+        torch.testing.assert_close(mean[columns], alone_mean, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(variance[b : b + 1], alone_variance, rtol=1e-10, atol=1e-12)
+        assert blocks.lengthscale[b] == alone.lengthscale
+        assert blocks.noise[b] == alone.noise
+
+
+def test_a_block_that_never_moved_has_the_mean_of_its_gradients() -> None:
+    points, gradients = normal(4, 3), normal(4, 3, seed=1)
+    points[:, 0] = 1.0
+    estimator = estimator_of(points, gradients, block_sizes=[1, 2], noise=1e-6)
+    mean, _ = estimator.predict(points[0])
+    assert float(mean[0]) == pytest.approx(float(gradients[:, 0].mean()), rel=1e-5)
+
+
+def test_ready_with_two_distinct_points() -> None:
+    estimator = GradientEstimator(2)
+    point, gradient = torch.ones(1, 2), torch.ones(1, 2)
+    assert not estimator.ready
+    estimator.insert(point.repeat(5, 1), gradient.repeat(5, 1))
+    assert not estimator.ready
+    estimator.insert(point + 1.0, gradient)
+    assert estimator.ready
+
+
+def test_not_ready_once_the_ring_holds_one_point_again() -> None:
+    estimator = GradientEstimator(2, history_size=3)
+    estimator.insert(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.ones(2, 2))
+    assert estimator.ready
+    estimator.insert(torch.ones(2, 2), torch.ones(2, 2))
+    assert not estimator.ready
+
+
+def test_median_length_scale() -> None:
+    points = torch.tensor([[0.0], [1.0], [3.0]]).double()  # distances 1, 2, 3
+    estimator = estimator_of(points, points, lengthscale="median", noise=0.25)
+    estimator.fit()
+    assert (float(estimator.lengthscale), float(estimator.noise)) == (2.0, 0.25)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-9, 3.0])
+def test_noise_that_is_given_is_not_chosen(noise: float) -> None:
+    estimator = estimator_of(normal(6, 3), normal(6, 3, seed=1), noise=noise)
+    estimator.fit()
+    assert float(estimator.noise) == noise
+
+
+def test_length_scale_that_is_given_is_not_chosen() -> None:
+    estimator = estimator_of(normal(6, 3), normal(6, 3, seed=1), lengthscale=0.7)
+    estimator.fit()
+    assert float(estimator.lengthscale) == 0.7
+
+
+def test_repeated_points_without_noise_warn_of_jitter() -> None:
+    points, gradients = normal(3, 2).repeat(2, 1), normal(3, 2, seed=1).repeat(2, 1)
+    estimator = estimator_of(points, gradients, lengthscale=1.0, noise=0.0)
+    with pytest.warns(NumericalWarning, match=r"added jitter 1e-10"):
+        mean, _ = estimator.predict(points[0])
+    torch.testing.assert_close(mean, gradients[0], rtol=1e-5, atol=1e-5)
+
+
+def test_history_that_is_not_finite_is_an_error() -> None:
+    points = normal(3, 2)
+    points[1, 0] = math.nan
+    estimator = estimator_of(points, normal(3, 2, seed=1), lengthscale=1.0, noise=0.1)
+    with pytest.raises(NotPositiveDefiniteError, match=r"\(3, 3\) has 5 non-finite entries"):
+        estimator.predict(points[0])
+
+
+def test_reset_forgets_everything() -> None:
+    estimator = estimator_of(normal(9, 3), normal(9, 3, seed=1), history_size=6)
+    estimator.predict(normal(3))
+    estimator.reset()
+    assert len(estimator) == 0
+    assert not estimator.ready
+    points, gradients, query = normal(4, 3, seed=2), normal(4, 3, seed=3), normal(3, seed=4)
+    fresh = GradientEstimator(3, history_size=6, dtype=torch.float64)
+    for each in (estimator, fresh):
+        each.insert(points, gradients)
+    assert same(estimator.predict(query), fresh.predict(query))
+    assert same(estimator.state_dict(), fresh.state_dict())
+
+
+def reloaded(estimator: GradientEstimator, **options: Any) -> GradientEstimator:
+    """A new estimator that took over the state of another by way of a file."""
+    file = io.BytesIO()
+    torch.save(estimator.state_dict(), file)
+    file.seek(0)
+    other = GradientEstimator(estimator.dim, **options)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    return other
+
+
+@pytest.mark.parametrize("inserted", [0, 1, 5, 7, 8, 17, 21])
+@pytest.mark.parametrize("block_sizes", [None, [1, 3]])
+def test_a_saved_history_goes_on_bit_for_bit(inserted: int, block_sizes: list[int] | None) -> None:
+    points, gradients = normal(30, 4, dtype=torch.float32), normal(30, 4, seed=1, dtype=torch.float32)
+    options: dict[str, Any] = {"history_size": 7, "block_sizes": block_sizes}
+    estimator = estimator_of(points[:inserted], gradients[:inserted], **options)
+    other = reloaded(estimator, **options)
+    for start in range(inserted, 30, 3):
+        assert same(estimator.state_dict(), other.state_dict())
+        assert estimator.ready == other.ready
+        for each in (estimator, other):
+            each.insert(points[start : start + 3], gradients[start : start + 3])
+        assert same(estimator.predict(points[0]), other.predict(points[0]))
+
+
+@pytest.mark.parametrize("inserted", [4, 7, 10, 20])
+@pytest.mark.parametrize("history_size", [3, 7, 12])
+def test_a_saved_history_fits_a_ring_of_another_size(inserted: int, history_size: int) -> None:
+    points, gradients = normal(30, 4), normal(30, 4, seed=1)
+    estimator = estimator_of(points[:inserted], gradients[:inserted], history_size=7)
+    other = reloaded(estimator, history_size=history_size, dtype=torch.float64)
+    kept = min(inserted, 7, history_size)
+    assert len(other) == kept
+    other.insert(points[inserted : inserted + 2], gradients[inserted : inserted + 2])
+    first = max(inserted - kept, inserted + 2 - history_size)  # the oldest go first
+    fresh = estimator_of(points[first : inserted + 2], gradients[first : inserted + 2], history_size=history_size)
+    query = normal(4, seed=2)
+    torch.testing.assert_close(other.predict(query), fresh.predict(query), rtol=1e-9, atol=1e-12)
+
+
+def test_a_saved_history_fits_other_blocks() -> None:
+    points, gradients, query = normal(10, 4), normal(10, 4, seed=1), normal(4, seed=2)
+    joint = estimator_of(points, gradients, history_size=7)
+    blocks = reloaded(joint, history_size=7, block_sizes=[1, 3], dtype=torch.float64)
+    expected = estimator_of(points[-7:], gradients[-7:], history_size=7, block_sizes=[1, 3])
+    torch.testing.assert_close(blocks.predict(query), expected.predict(query), rtol=1e-9, atol=1e-12)
+
+
+def test_state_is_a_copy_in_both_directions() -> None:
+    estimator = estimator_of(normal(5, 2), normal(5, 2, seed=1), history_size=5)
+    state = estimator.state_dict()
+    before = estimator.state_dict()
+    other = GradientEstimator(2, history_size=5, dtype=torch.float64)
+    other.load_state_dict(state)
+    for each in (estimator, other):
+        each.insert(normal(3, 2, seed=2), normal(3, 2, seed=3))
+    assert same(state, before)
+
+
+def test_history_moves_to_another_precision() -> None:
+    estimator = estimator_of(normal(5, 2, dtype=torch.float32), normal(5, 2, seed=1, dtype=torch.float32))
+    single, _ = estimator.predict(torch.zeros(2))
+    estimator.to(torch.device("cpu"), torch.float64)
+    estimator.insert(normal(1, 2, seed=2), normal(1, 2, seed=3))
+    double, _ = estimator.predict(torch.zeros(2, dtype=torch.float64))
+    assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+    assert len(estimator) == 6
+
+
+def test_prediction_builds_no_graph() -> None:
+    points = normal(3, 2).requires_grad_()
+    estimator = estimator_of(points, (2.0 * points), noise=0.1)
+    mean, variance = estimator.predict(points[0])
+    assert not mean.requires_grad
+    assert not variance.requires_grad
+
+
+def test_history_in_float32_predicts_as_in_float64() -> None:
+    """Neighbouring iterates in ten thousand dimensions, where careless sums would drown the differences."""
+    d = 10_000
+    center = normal(d)
+    points = center + 1e-4 * normal(12, d, seed=1).cumsum(0)
+    slopes = normal(d, seed=2)
+    gradients = slopes * (points - center) * 1e3 + 1.0
+    query = center + 1.5e-4 * normal(d, seed=3)
+    options: dict[str, Any] = {"lengthscale": "median", "noise": 1e-4}
+    # both histories hold the same numbers, so that only the arithmetic differs
+    points, gradients, query = points.float(), gradients.float(), query.float()
+    single, _ = estimator_of(points, gradients, **options).predict(query)
+    double, _ = estimator_of(points.double(), gradients.double(), **options).predict(query.double())
+    assert (single.double() - double).norm() < 1e-5 * double.norm()

@@ -1,0 +1,233 @@
+"""The training loop: exact identities, learning in seconds, interruption, numerical trouble."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from optex_rl import NonFiniteError, RunFolderError, TrainConfig, train
+from optex_rl.agents import Categorical
+from optex_rl.checkpoints import load_checkpoint
+from optex_rl.config import METHODS, load_config
+from optex_rl.logs import COLUMNS
+from optex_rl.training import Trainer
+
+
+def config(**options: Any) -> TrainConfig:
+    """A run of seconds that writes nothing."""
+    values: dict[str, Any] = {
+        "n_envs": 4,
+        "n_steps": 32,
+        "iterations": 4,
+        "net_arch": (16, 16),
+        "progress_bar": False,
+        "eval_freq": 0,
+        "logdir": None,
+    }
+    return TrainConfig(**values | options)
+
+
+def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Metrics without what differs from run to run, and without NaNs, which differ from themselves."""
+    timed = ("time/wall_time", "time/fps")
+    return [{k: v for k, v in row.items() if k not in timed and not math.isnan(v)} for row in rows]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("algo", ["a2c", "reinforce"])
+def test_two_runs_agree_exactly(method: str, algo: str) -> None:
+    a, b = (train(config(method=method, algo=algo, seed=3)) for _ in range(2))
+    assert without_times(a.rows) == without_times(b.rows)
+    assert all(torch.equal(p, q) for p, q in zip(a.policy.parameters(), b.policy.parameters(), strict=True))
+
+
+def test_seeds_matter() -> None:
+    a, b = (train(config(seed=seed)) for seed in (0, 1))
+    assert without_times(a.rows) != without_times(b.rows)
+
+
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [("vanilla", 4 * 32), ("data-parallel", 3 * 4 * 32), ("target", 3 * 4 * 32), ("optex", 3 * 4 * 32)],
+)
+def test_samples_per_iteration(method: str, steps: int) -> None:
+    result = train(config(method=method, parallelism=3))
+    assert [row["time/env_steps"] for row in result.rows] == [steps * i for i in (1, 2, 3, 4)]
+
+
+def test_vanilla_is_the_base_optimizer_in_a_plain_loop() -> None:
+    """Bit for bit: the loop adds nothing to `torch.optim.Adam` on the same gradients."""
+    options = config(method="vanilla", lr_schedule="linear", iterations=5, max_grad_norm=None)
+    trainer = Trainer(options)
+    adam = torch.optim.Adam(trainer.policy.parameters(), lr=options.learning_rate, fused=True)
+    parameters = list(trainer.policy.parameters())
+    for iteration in range(5):
+        adam.param_groups[0]["lr"] = options.learning_rate * (1 - iteration / 5)
+        (gradient,), _, _ = trainer.evaluator(parameters_to_vector(parameters).detach()[None])
+        pieces = gradient.split([p.numel() for p in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+        adam.step()
+    trained = train(options).policy.parameters()
+    assert all(torch.equal(p, q) for p, q in zip(parameters, trained, strict=True))
+
+
+def test_target_is_vanilla_with_fewer_reports() -> None:
+    """N true steps per iteration: 2 iterations of 3 steps end where 6 iterations of vanilla do."""
+    target = train(config(method="target", parallelism=3, iterations=2, lr_schedule="constant"))
+    vanilla = train(config(method="vanilla", iterations=6, lr_schedule="constant"))
+    pairs = zip(target.policy.parameters(), vanilla.policy.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
+    assert target.rows[-1]["rollout/episodes"] == vanilla.rows[-1]["rollout/episodes"]
+
+
+@pytest.mark.parametrize(("algo", "least"), [("a2c", 80.0), ("reinforce", 60.0)])
+def test_optex_learns_cartpole(algo: str, least: float) -> None:
+    """A random policy gets about 22; 30 iterations take about a second."""
+    result = train(config(algo=algo, n_envs=8, n_steps=128, iterations=30, net_arch=(64, 64)))
+    assert result.rows[-1]["rollout/ep_rew_mean"] > least
+
+
+def test_continuous_actions_and_blocks_run() -> None:
+    result = train(config(env="Pendulum-v1", blocks="groups", n_steps=210))
+    assert "optex/cosine/actor" in result.rows[-1]
+    assert "optex/noise/critic" in result.rows[-1]
+    assert all(p.isfinite().all() for p in result.policy.parameters())
+
+
+class SharedTrunk(nn.Module):
+    """A user's own network: actor and critic share their first layer, which no fast path knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.actor_head, self.critic_head = nn.Linear(4, 16), nn.Linear(16, 2), nn.Linear(16, 1)
+        self.distribution = Categorical(2)
+
+    def actor(self, obs: Tensor) -> Tensor:
+        out: Tensor = self.actor_head(self.trunk(obs).tanh())
+        return out
+
+    def critic(self, obs: Tensor) -> Tensor:
+        out: Tensor = self.critic_head(self.trunk(obs).tanh())
+        return out.squeeze(-1)
+
+
+def test_a_module_of_the_users_own_trains() -> None:
+    torch.manual_seed(0)
+    result = train(config(n_envs=8, n_steps=128, iterations=20, learning_rate=1e-2, vf_coef=0.05), SharedTrunk())
+    assert isinstance(result.policy, SharedTrunk)
+    assert result.rows[-1]["rollout/ep_rew_mean"] > 50
+
+
+def test_run_folder(tmp_path: Path) -> None:
+    options = config(logdir=str(tmp_path), run_name="one", eval_freq=2, eval_episodes=5)
+    result = train(options)
+    run_dir = tmp_path / "one"
+    assert result.run_dir == run_dir
+    names = {path.name.split(".tfevents")[0] for path in run_dir.iterdir()}
+    assert {"config.yml", "command.txt", "progress.csv", "checkpoint.pt", "best_model.pt"} <= names
+    assert "events.out" in names
+    assert load_config(run_dir / "config.yml") == options
+    with (run_dir / "progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["iteration", *COLUMNS]
+    assert [row["iteration"] for row in rows] == ["1", "2", "3", "4"]
+    assert float(rows[-1]["cumulative_average_reward"]) == result.rows[-1]["rollout/cumulative_average_reward"]
+    assert [row["eval_return"] != "" for row in rows] == [False, True, False, True]
+    best = load_checkpoint(run_dir / "best_model.pt")
+    assert best["return"] == max(row["eval/mean_reward"] for row in result.rows if "eval/mean_reward" in row)
+    # A second run under the same name is refused and harms nothing.
+    before = (run_dir / "progress.csv").read_bytes()
+    with pytest.raises(RunFolderError, match="exists already"):
+        train(options)
+    assert (run_dir / "progress.csv").read_bytes() == before
+
+
+def test_default_run_names_do_not_collide(tmp_path: Path) -> None:
+    options = config(logdir=str(tmp_path), iterations=1)
+    names = [str(train(options).run_dir) for _ in range(2)]
+    assert names == [str(tmp_path / "CartPole-v1_a2c_optex_0"), str(tmp_path / "CartPole-v1_a2c_optex_0_2")]
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", "..", ""])
+def test_run_names_stay_in_the_log_directory(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RunFolderError, match="plain folder name"):
+        train(config(logdir=str(tmp_path / "logs"), run_name=name))
+    assert not (tmp_path / "outside").exists()
+
+
+def test_interruption_finishes_the_iteration_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    iterate = Trainer.iterate
+
+    def interrupted(self: Trainer) -> dict[str, float]:
+        if self.iteration == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return iterate(self)
+
+    monkeypatch.setattr(Trainer, "iterate", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    result = train(config(logdir=str(tmp_path), iterations=50))
+    assert result.interrupted
+    assert len(result.rows) == 3
+    assert signal.getsignal(signal.SIGINT) is before
+    assert result.run_dir is not None
+    checkpoint = load_checkpoint(result.run_dir / "checkpoint.pt")
+    assert checkpoint["iteration"] == 3
+    assert all(torch.equal(value, checkpoint["policy"][name]) for name, value in result.policy.state_dict().items())
+
+
+def test_numerical_trouble_is_raised_and_the_state_before_it_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer_iterate = Trainer.iterate
+
+    def poisoned(self: Trainer) -> dict[str, float]:
+        if self.iteration == 2:
+            critic = self.evaluator.agent
+            monkeypatch.setattr(self.evaluator, "agent", Poison(critic))
+        return trainer_iterate(self)
+
+    class Poison:
+        """Gives a loss that is NaN."""
+
+        needs_critic = True
+
+        def __init__(self, agent: Any) -> None:
+            self.agent = agent
+
+        def loss(self, policy: Any, batch: Any) -> Any:
+            losses = self.agent.loss(policy, batch)
+            return losses._replace(total=losses.total * math.nan)
+
+    monkeypatch.setattr(Trainer, "iterate", poisoned)
+    with pytest.raises(NonFiniteError, match="losses at the points are"):
+        train(config(logdir=str(tmp_path), run_name="bad"))
+    checkpoint = load_checkpoint(tmp_path / "bad" / "checkpoint.pt")
+    assert checkpoint["iteration"] == 2
+    assert all(value.isfinite().all() for value in checkpoint["policy"].values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_saved_trainer_goes_on_exactly(tmp_path: Path, method: str) -> None:
+    """2k iterations equal k, save, load into a new trainer, k: bit for bit."""
+    options = config(method=method, iterations=6)
+    whole, first = Trainer(options), Trainer(options)
+    expected = [whole.iterate() for _ in range(6)][3:]
+    for _ in range(3):
+        first.iterate()
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = Trainer(dataclasses.replace(options))
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert without_times([second.iterate() for _ in range(3)]) == without_times(expected)
+    pairs = zip(whole.policy.parameters(), second.policy.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
