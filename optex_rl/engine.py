@@ -71,7 +71,7 @@ class Engine:
             if not moved:
                 self.base.step(gradients[0])
             return
-        estimator = self._insert(proposal.points, gradients)
+        estimator = self._insert(proposal, gradients)
         steps = 0 if moved else select(self.base, estimator, proposal, gradients, losses, self.options)
         self._record(proposal, gradients, steps)
 
@@ -113,7 +113,7 @@ class Engine:
         self.base.with_gradient = with_gradient
         here = predict_here(points, self._current_estimator())
         self.proposal = None
-        estimator = self._insert(points, gradients)
+        estimator = self._insert(here, gradients)
         steps = self.options.parallelism * self.options.stride if estimator.ready else 1
         if estimator.ready:
             follow(self.base, estimator, steps)
@@ -128,12 +128,12 @@ class Engine:
             self.estimator.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
         return self.estimator
 
-    def _insert(self, points: Tensor, gradients: Tensor) -> GradientEstimator:
+    def _insert(self, proposal: Proposal, gradients: Tensor) -> GradientEstimator:
         """Add pairs to the history, which is made here: modules move to their device after the optimizer is made."""
         estimator = self._current_estimator()
         if estimator is None:
             estimator = self.estimator = self._new_estimator()
-        estimator.insert(points, gradients)
+        estimator.insert(proposal.points, gradients, None if proposal.cold else proposal.distances)
         return estimator
 
     def _new_estimator(self) -> GradientEstimator:
@@ -177,7 +177,7 @@ class Engine:
             estimator.load_state_dict(state["history"])
             self.estimator = estimator
         if state["proposal"] is not None:
-            proposal = Proposal.from_state_dict(state["proposal"], self.base.point())
+            proposal = Proposal.from_state_dict(state["proposal"], self.base.point(), self.estimator)
             self.proposal = proposal if proposal.fits(self.options) else None
         self.base.with_gradient = state["with_gradient"]
         self.statistics = dict(state["statistics"])

@@ -8,58 +8,19 @@ new pairs. What has ``d`` entries lives on the parameters' device in their preci
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from .distances import inner_products, squared_distances
 from .errors import ConfigError
 from .kernels import KERNELS, evidence_loss, median_distance, safe_cholesky
 
-CHUNK: Final = 8192  # columns summed in the history's precision before float64 takes over
-LENGTHSCALE_GRID: Final = 2.0 ** torch.linspace(-2.0, 4.0, 13, dtype=torch.float64)  # times the median distance
+LENGTHSCALE_GRID: Final = 2.0 ** torch.arange(-2.0, 5.0, dtype=torch.float64)  # times the median distance
 NOISE_GRID: Final = 10.0 ** torch.linspace(-6.0, 1.0, 15, dtype=torch.float64)
-
-
-def _column_chunks(start: int, stop: int) -> Iterator[slice]:
-    """Slices of at most ``CHUNK`` columns that cover ``[start, stop)``."""
-    return (slice(first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK))
-
-
-def _sum_chunks(parts: list[Tensor]) -> Tensor:
-    """Sum of per-chunk results in ``float64`` on the CPU: one transfer, whatever the number of chunks."""
-    return torch.stack(parts).to("cpu", torch.float64).sum(0)
-
-
-def squared_distances(point: Tensor, points: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-    """Squared Euclidean distances of one point to several, over the columns ``[start, stop)``.
-
-    Neighbouring iterates differ by 1e-4 … 1e-2 of their norm, where ``‖x‖² − 2xᵀy + ‖y‖²`` cancels to nothing in
-    ``float32``. So the differences are squared directly, chunk by chunk, and the chunks are summed in ``float64``.
-
-    Args:
-        point: ``[d]``.
-        points: ``[T, d]``.
-        start: first column.
-        stop: one past the last column; all by default.
-
-    Returns:
-        ``[T]``, ``float64``, on the CPU.
-    """
-    columns = _column_chunks(start, point.numel() if stop is None else stop)
-    return _sum_chunks([(points[:, c] - point[c]).square_().sum(1) for c in columns])
-
-
-def inner_products(vector: Tensor, vectors: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-    """Inner products of ``vector [d]`` with ``vectors [T, d]`` over the columns ``[start, stop)``.
-
-    Returns:
-        ``[T]``, ``float64``, on the CPU, summed as in `squared_distances`.
-    """
-    columns = _column_chunks(start, vector.numel() if stop is None else stop)
-    return _sum_chunks([vectors[:, c] @ vector[c] for c in columns])
 
 
 class GradientEstimator:
@@ -144,12 +105,14 @@ class GradientEstimator:
         return bool((self._distances > 0).any())
 
     @torch.no_grad()
-    def insert(self, points: Tensor, gradients: Tensor) -> None:
+    def insert(self, points: Tensor, gradients: Tensor, distances: Tensor | None = None) -> None:
         """Add pairs to the history; beyond ``history_size`` the oldest go first.
 
         Args:
             points: ``[n, d]``.
             gradients: true gradients at ``points``, ``[n, d]``.
+            distances: what `distances_to` gave for each point since the last insertion, ``[n, B, T]``; saves reading
+                the history once more.
 
         Raises:
             ConfigError: the shapes are not ``[n, d]``.
@@ -157,17 +120,27 @@ class GradientEstimator:
         if points.ndim != 2 or points.shape != gradients.shape or points.shape[1] != self.dim:
             shapes = f"{list(points.shape)} and {list(gradients.shape)}"
             raise ConfigError(f"points and gradients must both be [n, {self.dim}], got {shapes}")
-        for point, gradient in zip(points, gradients, strict=True):
+        points, gradients = points.to(self._points), gradients.to(self._points)
+        new_slots: list[int] = []
+        for i, (point, gradient) in enumerate(zip(points, gradients, strict=True)):
             slot = self._slot
             self._points[slot] = point
             self._gradients[slot] = gradient
             self._slot = (slot + 1) % self.history_size
             self._count = T = min(self._count + 1, self.history_size)
             for b, (start, stop) in enumerate(self.blocks):
-                row = squared_distances(self._points[slot], self._points[:T], start, stop).sqrt_()
+                if distances is None or len(points) > self.history_size:
+                    row = squared_distances(self._points[slot], self._points[:T], start, stop).sqrt_()
+                else:
+                    row = torch.zeros(T, dtype=torch.float64)
+                    row[: distances.shape[2]] = distances[i, b]
+                    row[slot] = 0.0
+                    if new_slots:
+                        row[new_slots] = squared_distances(point, points[:i], start, stop).sqrt_()
                 self._distances[b, slot, :T] = self._distances[b, :T, slot] = row
                 row = inner_products(self._gradients[slot], self._gradients[:T], start, stop)
                 self._gram[b, slot, :T] = self._gram[b, :T, slot] = row
+            new_slots.append(slot)
         self._factor = None
 
     @torch.no_grad()
@@ -209,8 +182,18 @@ class GradientEstimator:
         return float(lengthscales[best_lengthscale]), float(noises[best_noise])
 
     @torch.no_grad()
-    def predict(self, point: Tensor) -> tuple[Tensor, Tensor]:
+    def distances_to(self, point: Tensor) -> Tensor:
+        """Distances of ``point [d]`` to the points of the history in each block, ``[B, T]``."""
+        point, points = point.to(self._points), self._points[: self._count]
+        return torch.stack([squared_distances(point, points, *block).sqrt_() for block in self.blocks])
+
+    @torch.no_grad()
+    def predict(self, point: Tensor, distances: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Posterior mean of the gradient at ``point [d]`` and its variance.
+
+        Args:
+            point: ``[d]``.
+            distances: what `distances_to` gives for it, if it is known already.
 
         Returns:
             The mean ``[d]``, and the variance of each block ``[B]`` in units of the kernel's amplitude: 0 (known) to
@@ -224,16 +207,14 @@ class GradientEstimator:
         if self._factor is None:
             self.fit()
         assert self._factor is not None
-        T = self._count
+        distances = self.distances_to(point) if distances is None else distances
+        k = KERNELS[self.kernel](distances / self.lengthscale[:, None])  # [B, T]
+        weights = torch.cholesky_solve(k[:, :, None], self._factor)[:, :, 0]
         mean = torch.empty_like(self._points[0])
-        variance = torch.empty(len(self.blocks), dtype=torch.float64)
-        for b, (start, stop) in enumerate(self.blocks):
-            distances = squared_distances(point.to(mean), self._points[:T], start, stop).sqrt_()
-            k = KERNELS[self.kernel](distances / self.lengthscale[b])
-            weights = torch.cholesky_solve(k[:, None], self._factor[b])[:, 0]
-            torch.mv(self._gradients[:T, start:stop].T, weights.to(mean), out=mean[start:stop])
-            variance[b] = (1.0 - k @ weights).clamp_min(0.0)
-        return mean, variance
+        gradients = self._gradients[: self._count]
+        for (start, stop), w in zip(self.blocks, weights.to(mean), strict=True):
+            torch.mv(gradients[:, start:stop].T, w, out=mean[start:stop])
+        return mean, (1.0 - (k * weights).sum(1)).clamp_min(0.0)
 
     def reset(self) -> None:
         """Forget the history."""

@@ -117,7 +117,8 @@ class FlatBase:
         active = self._active()
         kept = [p.grad for p in parameters]
         # A copy: clipping and some optimizers change .grad in place.
-        for parameter, value, is_active in zip(parameters, split(gradient.clone(), parameters), active, strict=True):
+        pieces = split(gradient.clone(), parameters)
+        for parameter, value, is_active in zip(parameters, pieces, active, strict=True):
             parameter.grad = value.to(parameter.dtype) if is_active else None
         self.clip()
         self.base.step()

@@ -27,12 +27,14 @@ class Proposal:
         estimates: posterior means at every base step of the chain and at its last point, ``[M + 1, d]``; empty
             ``[0, d]`` where there was nothing to predict with and all points are the iterate.
         variances: posterior variances at the points, ``[N, B]``; empty likewise.
+        distances: of the points to the history that they were proposed from, ``[N, B, T]``; empty likewise.
         gradients: the true gradients known so far, each ``[d]``, in the order of the points.
     """
 
     points: Tensor
     estimates: Tensor
     variances: Tensor
+    distances: Tensor
     gradients: list[Tensor] = field(default_factory=list)
 
     @property
@@ -46,7 +48,7 @@ class Proposal:
         return len(self.points) == N and (self.cold or len(self.estimates) == M + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Copy as plain tensors."""
+        """Copy as plain tensors, without the distances, which follow from points and history."""
         return {
             "points": self.points.clone(),
             "estimates": self.estimates.clone(),
@@ -55,12 +57,18 @@ class Proposal:
         }
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any], like: Tensor) -> Proposal:
-        """Proposal from `state_dict`, on the device and in the precision of ``like``."""
+    def from_state_dict(cls, state: dict[str, Any], like: Tensor, estimator: GradientEstimator | None) -> Proposal:
+        """Proposal from `state_dict`, on the device and in the precision of ``like``, over the history given."""
+        points = state["points"].to(like, copy=True)
+        distances = torch.empty(0, 1, 0, dtype=torch.float64)
+        if estimator is not None and len(state["estimates"]):
+            # Computed anew: the history may have been loaded into a ring of another size, or into other blocks.
+            distances = torch.stack([estimator.distances_to(point) for point in points])
         return cls(
-            state["points"].to(like, copy=True),
-            state["estimates"].to(like, copy=True),
+            points,
+            state["estimates"].to(like.device, copy=True),
             state["variances"].clone(),
+            distances,
             [g.to(like, copy=True) for g in state["gradients"]],
         )
 
@@ -72,10 +80,9 @@ def as_losses(results: Sequence[Any]) -> Tensor:
         ConfigError: a result is no single number.
     """
     try:
-        numbers = [float(r.detach() if isinstance(r, Tensor) else r) for r in results]
+        return torch.tensor([float(result) for result in results], dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"the closure must return the loss, a single number: {error}") from error
-    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def check_finite(gradients: Tensor, losses: Tensor | None = None) -> None:
@@ -86,8 +93,8 @@ def check_finite(gradients: Tensor, losses: Tensor | None = None) -> None:
     """
     if losses is not None and not losses.isfinite().all():
         raise NonFiniteError(f"the losses at the points are {losses.tolist()}; the optimizer is unchanged")
-    bad = (~gradients.isfinite()).sum(1)
-    if bad.any():
+    if not gradients.isfinite().all():
+        bad = (~gradients.isfinite()).sum(1)
         point = int(bad.argmax())
         raise NonFiniteError(
             f"the gradient at point {point} has {int(bad[point])} non-finite entries of {gradients.shape[1]}; "
@@ -114,9 +121,11 @@ def check_evaluations(points: Tensor, gradients: Tensor, losses: Tensor | None, 
 def predict_here(points: Tensor, estimator: GradientEstimator | None) -> Proposal:
     """Proposal of given points ``[N, d]``, with the posterior at each of them if there is one."""
     if estimator is None or not estimator.ready:
-        return Proposal(points, points.new_empty(0, points.shape[1]), torch.empty(0, 1, dtype=torch.float64))
-    means, variances = zip(*(estimator.predict(point) for point in points), strict=True)
-    return Proposal(points, torch.stack(means), torch.stack(variances))
+        nothing = torch.empty(0, 1, dtype=torch.float64)
+        return Proposal(points, points.new_empty(0, points.shape[1]), nothing, nothing[:, :, None])
+    distances = [estimator.distances_to(point) for point in points]
+    means, variances = zip(*map(estimator.predict, points, distances), strict=True)
+    return Proposal(points, torch.stack(means), torch.stack(variances), torch.stack(distances))
 
 
 @torch.no_grad()
@@ -130,18 +139,20 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
     start = base.point()
     if N == 1 or estimator is None or not estimator.ready:
         return predict_here(start.repeat(N, 1), None)
-    points, estimates, variances = [start], [], []
+    points, estimates, variances, distances = [], [], [], []
     with base.rewound():
         for step in range((N - 1) * stride + 1):
             here = base.point()
-            mean, variance = estimator.predict(here)
+            distance = estimator.distances_to(here)
+            mean, variance = estimator.predict(here, distance)
             estimates.append(mean)
             if step % stride == 0:
-                points[step // stride :] = [here]
+                points.append(here)
                 variances.append(variance)
+                distances.append(distance)
             if step < (N - 1) * stride:
                 base.step(mean)
-    return Proposal(torch.stack(points), torch.stack(estimates), torch.stack(variances))
+    return Proposal(torch.stack(points), torch.stack(estimates), torch.stack(variances), torch.stack(distances))
 
 
 def follow(base: FlatBase, estimator: GradientEstimator, steps: int) -> None:

@@ -101,11 +101,14 @@ class ExactEstimator:
     def __len__(self) -> int:
         return self.inserted
 
-    def insert(self, points: Tensor, gradients: Tensor) -> None:
+    def insert(self, points: Tensor, gradients: Tensor, distances: Tensor | None = None) -> None:
         assert points.shape == gradients.shape
         self.inserted += len(points)
 
-    def predict(self, point: Tensor) -> tuple[Tensor, Tensor]:
+    def distances_to(self, point: Tensor) -> Tensor:
+        return torch.zeros(1, 0, dtype=torch.float64)
+
+    def predict(self, point: Tensor, distances: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.problem.at(point).gradient(), torch.zeros(1, dtype=torch.float64)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:

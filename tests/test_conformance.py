@@ -52,6 +52,8 @@ def resumed(case: Case, problem: Problem, optimizer: OptEx, **options: Any) -> t
 def assert_go_on_alike(one: tuple[Problem, OptEx], two: tuple[Problem, OptEx], steps: int = 10) -> None:
     """Steps of both end at the same numbers in parameters, base, history and statistics."""
     start = one[0].point()
+    assert same(one[1].state_dict(), two[1].state_dict())
+    assert same(one[1].statistics, two[1].statistics)
     for problem, optimizer in (one, two):
         advance(problem, optimizer, steps)
     assert not torch.equal(one[0].point(), start)
@@ -175,6 +177,23 @@ def test_a_run_goes_on_bit_for_bit_with_other_options(case: Case, options: dict[
 def test_a_run_with_one_point_goes_on_bit_for_bit(case: Case) -> None:
     one = started(case, 1)
     assert_go_on_alike(one, resumed(case, *one))
+
+
+@pytest.mark.parametrize("steps", [9, 11, 12])
+def test_a_run_in_half_precision_goes_on_bit_for_bit(steps: int) -> None:
+    problem = Problem(dtype=torch.bfloat16)
+    optimizer = CASES["SGD"].optex(problem, without_closure="emulate")
+    advance(problem, optimizer, steps)
+    assert_go_on_alike((problem, optimizer), resumed(CASES["SGD"], problem, optimizer))
+
+
+@every_base
+def test_a_run_goes_on_bit_for_bit_from_before_ask(case: Case) -> None:
+    """Also for the parameter without gradient, which the points must leave where it is."""
+    problem, optimizer = started(case, 4, steps=12)
+    other, new = resumed(case, problem, optimizer)
+    assert torch.equal(new.ask(), optimizer.ask())
+    assert torch.equal(other.point(), problem.point())
 
 
 @every_base
@@ -349,6 +368,24 @@ def test_a_state_saved_in_mid_cycle_loads_into_other_options(
     assert same(state["history"], optimizer.state_dict()["optex"]["history"])
     advance(problem, other, 12)
     assert other.statistics["steps"] == options["parallelism"] * other.options.stride
+
+
+@pytest.mark.parametrize("options", [{"history_size": 9}, {"history_size": 60}, {"blocks": "groups"}])
+@pytest.mark.parametrize("steps", [10, 46])
+def test_a_state_saved_in_mid_cycle_loads_into_another_history(options: dict[str, Any], steps: int) -> None:
+    """The iteration under way goes on, and what enters the history is right: distances are those of the points."""
+    problem, optimizer = started(CASES["Adam"], 4, steps, history_size=40)
+    other, new = resumed(CASES["Adam"], problem, optimizer, **{"history_size": 40, **options})
+    assert new.state_dict()["optex"]["proposal"] is not None
+    advance(other, new, 2)
+    assert new.state_dict()["optex"]["proposal"] is None
+    assert new.statistics["history"] == min(min(steps - 2, 40) + 4, new.options.history_size)
+    estimator = new._engine.estimator
+    assert estimator is not None
+    points = estimator.state_dict()["points"].double()
+    for (start, stop), distances in zip(estimator.blocks, estimator.state_dict()["distances"], strict=True):
+        exact = (points[:, None, start:stop] - points[None, :, start:stop]).norm(dim=2)
+        torch.testing.assert_close(distances, exact, rtol=1e-5, atol=1e-7)
 
 
 def test_a_state_of_another_size_is_refused() -> None:

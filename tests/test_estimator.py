@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from optex_rl import GradientEstimator
+from optex_rl.distances import inner_products, squared_distances
 from optex_rl.errors import NotPositiveDefiniteError, NumericalWarning
-from optex_rl.estimator import LENGTHSCALE_GRID, NOISE_GRID, inner_products, squared_distances
+from optex_rl.estimator import LENGTHSCALE_GRID, NOISE_GRID
 
 from .helpers import same
 
@@ -110,9 +112,9 @@ def test_evidence_finds_what_the_data_were_drawn_with(factor: float, noise: floa
     gradients = torch.linalg.cholesky(torch.from_numpy(covariance)) @ normal(T, d, seed=1)
     estimator = estimator_of(points, gradients)
     estimator.fit()
-    # one step of the grid is √2 in the length scale and √10 in the noise
-    assert abs(math.log2(float(estimator.lengthscale) / lengthscale)) < 1.01
-    assert abs(math.log10(float(estimator.noise) / noise)) < 0.51
+    steps = [math.log(float(grid[1] / grid[0])) for grid in (LENGTHSCALE_GRID, NOISE_GRID)]
+    assert abs(math.log(float(estimator.lengthscale) / lengthscale)) < 1.01 * steps[0]
+    assert abs(math.log(float(estimator.noise) / noise)) < 1.01 * steps[1]
 
 
 @every_kernel
@@ -141,6 +143,15 @@ def test_variance_is_between_known_and_unknown(kernel: str, noise: float | str) 
     assert (variances <= 1.0).all()
     assert variances[-3:].tolist() == [1.0] * 3
     assert estimator.predict(queries[-1])[0].abs().max() == 0.0
+
+
+def test_variance_at_known_points_is_not_below_zero_by_rounding() -> None:
+    for seed in range(6):
+        points = normal(12, 1, seed=seed)
+        estimator = estimator_of(points, points, lengthscale=0.5, noise=0.0)
+        variances = torch.cat([estimator.predict(point)[1] for point in points])
+        assert (variances >= 0.0).all()
+        assert (variances < 1e-9).all()
 
 
 @pytest.mark.parametrize("d", [10_000, 20_001])
@@ -203,6 +214,25 @@ def test_one_insertion_of_many_is_many_of_one() -> None:
     for point, gradient in zip(points, gradients, strict=True):
         one_by_one.insert(point[None], gradient[None])
     assert same(at_once.state_dict(), one_by_one.state_dict())
+
+
+@pytest.mark.parametrize("block_sizes", [None, [1, 3]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_known_distances_save_work_and_change_nothing(block_sizes: list[int] | None, dtype: torch.dtype) -> None:
+    """In an empty, growing, filling, full and wrapping ring; with more pairs than it holds; from points in bfloat16."""
+    plain, informed = (GradientEstimator(4, history_size=7, block_sizes=block_sizes, dtype=dtype) for _ in range(2))
+    for seed, n in enumerate((2, 3, 3, 1, 5, 7, 3, 9, 2)):
+        points, gradients = normal(n, 4, seed=seed).bfloat16(), normal(n, 4, seed=100 + seed)
+        distances = torch.stack([informed.distances_to(point) for point in points])
+        assert distances.shape == (n, len(informed.blocks), len(informed))
+        if len(informed):
+            assert same(informed.predict(points[0], distances[0]), plain.predict(points[0]))
+        informed.insert(points, gradients, distances)
+        plain.insert(points, gradients)
+        ours, expected = informed.state_dict(), plain.state_dict()
+        torch.testing.assert_close(ours.pop("distances"), expected.pop("distances"), rtol=1e-6, atol=0.0)
+        assert same(ours, expected)
+        plain.load_state_dict(informed.state_dict())  # so that predictions can be compared bit for bit
 
 
 def test_history_is_a_copy() -> None:
@@ -268,6 +298,18 @@ def test_noise_that_is_given_is_not_chosen(noise: float) -> None:
     estimator = estimator_of(normal(6, 3), normal(6, 3, seed=1), noise=noise)
     estimator.fit()
     assert float(estimator.noise) == noise
+
+
+def test_the_length_scale_can_be_chosen_where_points_repeat_and_noise_is_none() -> None:
+    """The evidence of noise 0 is infinite there: the choice is that of the least noise of the grid."""
+    points = normal(5, 3).repeat(2, 1)
+    gradients = 2.0 * points  # so smooth that a long length scale is right
+    without, least = (estimator_of(points, gradients, noise=noise) for noise in (0.0, float(NOISE_GRID[0])))
+    least.fit()
+    with pytest.warns(NumericalWarning, match=r"added jitter"):
+        without.fit()
+    assert float(without.lengthscale) == float(least.lengthscale) > float(torch.pdist(points).max())
+    assert float(without.noise) == 0.0
 
 
 def test_length_scale_that_is_given_is_not_chosen() -> None:
@@ -357,7 +399,7 @@ def test_a_saved_history_fits_other_blocks() -> None:
 def test_state_is_a_copy_in_both_directions() -> None:
     estimator = estimator_of(normal(5, 2), normal(5, 2, seed=1), history_size=5)
     state = estimator.state_dict()
-    before = estimator.state_dict()
+    before = deepcopy(state)
     other = GradientEstimator(2, history_size=5, dtype=torch.float64)
     other.load_state_dict(state)
     for each in (estimator, other):

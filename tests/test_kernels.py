@@ -134,9 +134,10 @@ def test_jitter_is_announced_with_its_size() -> None:
     torch.testing.assert_close(factor @ factor.T, ones, rtol=0.0, atol=2e-10)
 
 
-def test_jitter_grows_to_what_is_needed() -> None:
-    matrix = torch.ones(2, 2, dtype=torch.float64) - 5e-7 * torch.eye(2, dtype=torch.float64)  # eigenvalue −5e-7
-    with pytest.warns(NumericalWarning, match=r"added jitter 1e-06"):
+@pytest.mark.parametrize("jitter", [1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4])
+def test_jitter_grows_to_what_is_needed(jitter: float) -> None:
+    matrix = torch.ones(2, 2, dtype=torch.float64) - 0.5 * jitter * torch.eye(2, dtype=torch.float64)
+    with pytest.warns(NumericalWarning, match=f"added jitter {jitter:.0e}"):
         safe_cholesky(matrix)
 
 
