@@ -165,6 +165,12 @@ class Engine:
             "statistics": dict(self.statistics),
         }
 
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Raise a RuntimeError if the history in ``state`` is for another number of parameters."""
+        history, d = state["history"], sum(p.numel() for p in self.base.parameters)
+        if history is not None and history["points"].shape[-1] != d:
+            raise RuntimeError(f"the history is for {history['points'].shape[-1]} parameters, this optimizer has {d}")
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`. An iteration under way with another ``parallelism`` or ``stride`` is dropped.
 

@@ -128,16 +128,16 @@ class GradientEstimator:
             self._gradients[slot] = gradient
             self._slot = (slot + 1) % self.history_size
             self._count = T = min(self._count + 1, self.history_size)
+            if distances is None or len(points) > self.history_size:
+                rows = self.distances_to(point)
+            else:
+                rows = torch.zeros(len(self.blocks), T, dtype=torch.float64)
+                rows[:, : distances.shape[2]] = distances[i]
+                rows[:, slot] = 0.0
+                for b, block in enumerate(self.blocks):  # where points of this very insertion stand now
+                    rows[b, new_slots] = squared_distances(point, points[:i], *block).sqrt_()
             for b, (start, stop) in enumerate(self.blocks):
-                if distances is None or len(points) > self.history_size:
-                    row = squared_distances(self._points[slot], self._points[:T], start, stop).sqrt_()
-                else:
-                    row = torch.zeros(T, dtype=torch.float64)
-                    row[: distances.shape[2]] = distances[i, b]
-                    row[slot] = 0.0
-                    if new_slots:
-                        row[new_slots] = squared_distances(point, points[:i], start, stop).sqrt_()
-                self._distances[b, slot, :T] = self._distances[b, :T, slot] = row
+                self._distances[b, slot, :T] = self._distances[b, :T, slot] = rows[b]
                 row = inner_products(self._gradients[slot], self._gradients[:T], start, stop)
                 self._gram[b, slot, :T] = self._gram[b, :T, slot] = row
             new_slots.append(slot)

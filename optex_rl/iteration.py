@@ -80,26 +80,26 @@ def as_losses(results: Sequence[Any]) -> Tensor:
         ConfigError: a result is no single number.
     """
     try:
-        return torch.tensor([float(result) for result in results], dtype=torch.float64)
+        numbers = [float(r.detach() if isinstance(r, Tensor) else r) for r in results]
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"the closure must return the loss, a single number: {error}") from error
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def check_finite(gradients: Tensor, losses: Tensor | None = None) -> None:
-    """Refuse gradients ``[N, d]`` or losses ``[N]`` that hold NaN or infinite values.
+    """Refuse gradients ``[N, d]`` or losses ``[N]`` that hold NaN or infinite values, or whose norm overflows.
 
     Raises:
         NonFiniteError: naming the first point that does.
     """
     if losses is not None and not losses.isfinite().all():
         raise NonFiniteError(f"the losses at the points are {losses.tolist()}; the optimizer is unchanged")
-    if not gradients.isfinite().all():
-        bad = (~gradients.isfinite()).sum(1)
-        point = int(bad.argmax())
-        raise NonFiniteError(
-            f"the gradient at point {point} has {int(bad[point])} non-finite entries of {gradients.shape[1]}; "
-            "the optimizer is unchanged"
-        )
+    usable = torch.linalg.vector_norm(gradients, dim=1).isfinite()
+    if not usable.all():
+        point = int((~usable).int().argmax())
+        bad = int((~gradients[point].isfinite()).sum())
+        reason = f"{bad} non-finite entries of {gradients.shape[1]}" if bad else "a norm that overflows"
+        raise NonFiniteError(f"the gradient at point {point} has {reason}; the optimizer is unchanged")
 
 
 def check_evaluations(points: Tensor, gradients: Tensor, losses: Tensor | None, selection: str) -> None:
@@ -161,20 +161,21 @@ def follow(base: FlatBase, estimator: GradientEstimator, steps: int) -> None:
         base.step(estimator.predict(base.point())[0])
 
 
-def chosen_point(selection: str, gradients: Tensor, losses: Tensor | None) -> int:
+def chosen_point(selection: str, gradients: Tensor, losses: Tensor | None, maximize: bool = False) -> int:
     """Index of the point from which ``"last"``, ``"loss"`` or ``"grad_norm"`` step (paper, Sec. 4.3 and Fig. 6).
 
     Args:
         selection: one of the three.
         gradients: true gradients, ``[N, d]``.
         losses: ``[N]``; needed by ``"loss"``.
+        maximize: whether the base ascends: then ``"loss"`` is the greatest one.
     """
     if selection == "last":
         return len(gradients) - 1
     if selection == "grad_norm":
         return int(gradients.norm(dim=1).argmin())
     assert losses is not None, "check_evaluations has seen to it"
-    return int(losses.argmin())
+    return int(losses.argmax() if maximize else losses.argmin())
 
 
 @torch.no_grad()
@@ -206,7 +207,8 @@ def select(
         steps = options.parallelism * options.stride
         follow(base, estimator, steps)
         return steps
-    chosen = chosen_point(options.selection, gradients, losses)
+    maximize = bool(base.groups[0].get("maximize", False))
+    chosen = chosen_point(options.selection, gradients, losses, maximize)
     # The same base steps again bring the state that belongs to the chosen point; no copy of it was kept.
     for estimate in proposal.estimates[: chosen * options.stride]:
         base.step(estimate)

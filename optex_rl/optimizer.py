@@ -268,6 +268,8 @@ class OptEx(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state = pre_hook(self, state) or state
         optex = state.pop("optex", None)
+        if optex is not None:
+            self._engine.check_state_dict(optex)  # before anything changes
         self.base.load_state_dict(deepcopy(state))
         self.reset_history()
         if optex is not None:

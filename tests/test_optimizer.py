@@ -690,3 +690,27 @@ def test_shapes_of_all_kinds_share_one_vector() -> None:
     assert tensors[0].shape == ()
     assert tensors[0] < 2.0
     assert tensors[1].shape == (3, 2)
+
+
+def test_the_best_loss_of_an_ascending_base_is_the_greatest() -> None:
+    gradients, losses = torch.ones(3, 2), torch.tensor([2.0, 5.0, 1.0])
+    assert chosen_point("loss", gradients, losses) == 2
+    assert chosen_point("loss", gradients, losses, maximize=True) == 1
+
+
+def test_gradients_whose_norm_overflows_are_refused() -> None:
+    theta = Parameter(torch.ones(4))
+    optimizer = OptEx([theta], lr=0.1, base="sgd", parallelism=2)
+    optimizer.ask()
+    with pytest.raises(NonFiniteError, match="point 1 has a norm that overflows"):
+        optimizer.tell(torch.tensor([[1.0] * 4, [1e20] * 4]))
+
+
+def test_a_state_for_other_parameters_is_refused_before_anything_changes() -> None:
+    optimizers = [OptEx([Parameter(torch.ones(d))], lr=lr, parallelism=2) for d, lr in ((5, 0.1), (4, 0.7))]
+    for optimizer in optimizers:
+        optimizer.tell(optimizer.ask())
+    before = optimizers[1].state_dict()
+    with pytest.raises(RuntimeError, match="the history is for 5 parameters, this optimizer has 4"):
+        optimizers[1].load_state_dict(optimizers[0].state_dict())
+    assert same(before, optimizers[1].state_dict())
