@@ -70,7 +70,7 @@ class TrainConfig:
 
     eval_freq: int = _option(20, "evaluate the iterate every so many iterations, and at the end; 0 for never")
     eval_episodes: int = _option(20, "episodes of an evaluation, with the policy's most likely actions")
-    checkpoint_freq: int = _option(50, "save every so many iterations or each minute; 0 for only before and after")
+    checkpoint_freq: int = _option(100, "save every so many iterations or each minute; 0 for only before and after")
     max_bad_iterations: int = _option(10, "attempts in a row with NaN or infinite numbers before the run stops")
     device: str = _option("cpu", "torch device of parameters, history and batches")
     logdir: str | None = _option("runs", "folder of all run folders; none to write nothing")

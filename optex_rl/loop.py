@@ -67,7 +67,11 @@ class Recorder:
         self._saved_at = time.perf_counter()
         self._saved_iteration = -1 if saved is None else trainer.iteration
         self.seconds_saving = 0.0
-        if saved is None or saved["iterations"] != trainer.config.iterations:
+        self._total = None if saved is None else saved["iterations"]
+
+    def begin(self) -> None:
+        """Save before the first iteration, so that there is always a checkpoint, and after a raised number of them."""
+        if self._total != self.trainer.config.iterations:
             self.save()
 
     def elapsed(self) -> float:
@@ -155,6 +159,7 @@ def train(config: TrainConfig, policy: nn.Module | None = None) -> TrainResult:
             stack.enter_context(locked(run_dir))
         recorder = Recorder(trainer, run_dir)
         stack.callback(recorder.close)
+        recorder.begin()
         return _loop(trainer, recorder)
 
 
@@ -195,6 +200,7 @@ def resume(run_dir: str | Path, iterations: int | None = None, policy: nn.Module
             _warn_of_new_episodes(trainer)
         recorder = Recorder(trainer, run_dir, content)
         stack.callback(recorder.close)
+        recorder.begin()
         if total != config.iterations:  # after the checkpoint, which decides where the two differ
             trainer.config.save(run_dir / "config.yml")
         return _loop(trainer, recorder)

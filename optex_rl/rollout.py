@@ -178,12 +178,12 @@ class _Window:
 
     def broken(self, last_obs: Array) -> Array:
         """Which environments gave NaN or infinite observations or rewards, ``[N·E]``; ``last_obs`` are those now."""
-        fine: Array = np.isfinite(self._rewards).all(axis=0)
-        fine &= np.isfinite(last_obs).all(axis=1)
-        fine &= np.isfinite(np.stack([obs for obs, _ in self._steps])).all((0, 2))
-        for _, i, obs in self._final:
-            fine[i] &= np.isfinite(obs).all()
-        return np.logical_not(fine)
+        obs = np.stack([*(obs for obs, _ in self._steps), last_obs])
+        fine = np.asarray(np.isfinite(self._rewards).all(axis=0) & np.isfinite(obs).all(axis=(0, 2)))
+        for _, i, final_obs in self._final:
+            fine[i] &= np.isfinite(final_obs).all()
+        broken: Array = ~fine
+        return broken
 
     def batch(self, last_obs: Array, num_points: int, device: torch.device | str) -> Batch:
         """The window as a batch ``[N, T, E, …]``; ``last_obs [N·E, O]`` follow its last step."""

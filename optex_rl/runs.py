@@ -51,7 +51,7 @@ def _free_folder(logdir: Path, config: TrainConfig) -> Path:
         return next(path for path in (logdir / name for name in names) if not os.path.lexists(path))
     check_run_name(config.run_name)
     run_dir = logdir / config.run_name
-    if run_dir.resolve().parent != logdir.resolve():
+    if run_dir.is_symlink():
         raise RunFolderError(f"run_name must be a plain folder name, got {config.run_name!r}, which leads elsewhere")
     if os.path.lexists(run_dir):
         raise RunFolderError(f"run folder {run_dir} exists already: choose another run_name or remove it")
