@@ -19,8 +19,7 @@ from .envs import make_vec
 from .errors import ConfigError, OptExError, RunFolderError
 from .evaluation import evaluate_policy
 from .loop import TrainResult, resume, train
-from .restore import IDENTITY
-from .runs import check_network, check_settings
+from .runs import IDENTITY, check_network, check_settings
 from .training import build_policy
 
 

@@ -19,7 +19,7 @@ from .errors import NumericalError, ResumeWarning, RunFolderError
 from .interrupts import StopRequest, stop_on_interrupt
 from .logs import ProgressBar, RunLog
 from .restore import restore, total_iterations
-from .runs import describe_network, locked, make_run_folder
+from .runs import check_settings, describe_network, locked, make_run_folder
 from .training import Trainer
 
 MOST_SECONDS: Final = 60.0  # of work lost at most, besides checkpoint_freq iterations
@@ -190,6 +190,8 @@ def resume(run_dir: str | Path, iterations: int | None = None, policy: nn.Module
         stack.enter_context(locked(run_dir))
         config = load_config(run_dir / "config.yml")
         content = load_checkpoint(path) if path.exists() else None
+        if content is not None:
+            check_settings(path, content, config)
         total = total_iterations(path, content, config.iterations, iterations)
         trainer = Trainer(dataclasses.replace(config, iterations=total), policy)
         stack.callback(trainer.close)

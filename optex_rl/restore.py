@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -12,10 +12,8 @@ from .checkpoints import check_like
 from .errors import OptExError, RunFolderError
 from .estimator import GradientEstimator
 from .flat import FlatBase
-from .runs import check_network, check_settings
+from .runs import check_network
 from .training import Trainer
-
-IDENTITY: Final = ("env", "algo", "method")
 
 
 def total_iterations(path: Path, content: dict[str, Any] | None, configured: int, asked: int | None) -> int:
@@ -47,14 +45,12 @@ def total_iterations(path: Path, content: dict[str, Any] | None, configured: int
 
 
 def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
-    """Bring a new trainer to where the checkpoint is.
+    """Bring a new trainer to where the checkpoint is, the settings having been compared.
 
     Raises:
         RunFolderError: the checkpoint is from another run, or not built as it must be; the message names the entry.
     """
-    check_settings(path, content, trainer.config, IDENTITY)
     check_network(path, content, trainer.policy)
-    check_settings(path, content, trainer.config)
     template = trainer.state_dict() | {"wall_time": 0.0, "csv_bytes": 0}
     try:
         for name, like in template.items():

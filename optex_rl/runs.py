@@ -16,6 +16,7 @@ from .config import TrainConfig
 from .errors import RunFolderError
 
 LONGEST_NAME: Final = 255  # bytes of a file name, on all common file systems
+IDENTITY: Final = ("env", "algo", "method")  # what a trained policy cannot be used without
 
 
 def make_run_folder(config: TrainConfig) -> Path | None:
