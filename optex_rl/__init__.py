@@ -7,11 +7,13 @@ from .errors import NotPositiveDefiniteError as NotPositiveDefiniteError
 from .errors import NumericalError as NumericalError
 from .errors import NumericalWarning as NumericalWarning
 from .errors import OptExError as OptExError
+from .errors import ResumeWarning as ResumeWarning
 from .errors import RunFolderError as RunFolderError
 from .estimator import GradientEstimator as GradientEstimator
+from .loop import TrainResult as TrainResult
+from .loop import resume as resume
+from .loop import train as train
 from .optimizer import OptEx as OptEx
-from .training import TrainResult as TrainResult
-from .training import train as train
 
 __all__ = [
     "ConfigError",
@@ -22,8 +24,10 @@ __all__ = [
     "NumericalWarning",
     "OptEx",
     "OptExError",
+    "ResumeWarning",
     "RunFolderError",
     "TrainConfig",
     "TrainResult",
+    "resume",
     "train",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -17,16 +18,20 @@ from .config import TrainConfig, load_config
 from .envs import make_vec
 from .errors import ConfigError, OptExError, RunFolderError
 from .evaluation import evaluate_policy
-from .training import TrainResult, build_policy, train
+from .loop import TrainResult, resume, train
+from .runs import IDENTITY, check_network, check_settings
+from .training import build_policy
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 after an error, 130 after Ctrl-C."""
+    """Run a command; returns the exit status: 0, 1 after an error, 130 after Ctrl-C, 143 after SIGTERM."""
     parser = build_parser()
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     try:
-        status: int = options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            status: int = options.run(options)
     except OptExError as error:
         print(f"optex-rl: error: {error}", file=sys.stderr)
         return 1
@@ -34,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("optex-rl: stopped", file=sys.stderr)
         return 130
     return status
+
+
+def show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
+    """A warning as one sentence, without the line of code that gave it."""
+    print(f"optex-rl: warning: {message}", file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--threads", type=int, default=1, help="torch threads; more than 1 rarely pays (default: 1)")
 
     command = commands.add_parser("train", parents=[common], help="train a policy and write its run folder")
+    command.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with a run; only --iterations beside it")
     add_config_arguments(command)
     command.set_defaults(run=run_train)
 
@@ -62,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
-    """One flag for each field of `TrainConfig`, its help and its choices taken from there."""
+    """One flag for each field of `TrainConfig`, its help and its choices taken from there; absent if not given."""
     hints = get_type_hints(TrainConfig)
     for spec in dataclasses.fields(TrainConfig):
         if spec.name in leave_out:
@@ -72,7 +83,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[
         flag = "--" + spec.name.replace("_", "-")
         if hint is bool:
             parser.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=default, help=spec.metadata["help"]
+                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=spec.metadata["help"]
             )
             continue
         is_tuple = get_origin(hint) is tuple
@@ -81,7 +92,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[
             flag,
             type=int if is_tuple else flag_reader(hint),
             nargs="+" if is_tuple else None,
-            default=default,
+            default=argparse.SUPPRESS,
             choices=spec.metadata["choices"],
             metavar=None if spec.metadata["choices"] else spec.name.upper(),
             help=f"{spec.metadata['help']} (default: {shown})",
@@ -111,24 +122,48 @@ def flag_reader(hint: Any) -> Callable[[str], Any]:
 
 def config_from_flags(flags: Mapping[str, Any]) -> TrainConfig:
     """The options that the flags of `add_config_arguments` say; other flags are ignored."""
-    names = [spec.name for spec in dataclasses.fields(TrainConfig) if spec.name in flags]
-    return TrainConfig(**{name: flags[name] for name in names} | {"net_arch": tuple(flags["net_arch"])})
+    values = {spec.name: flags[spec.name] for spec in dataclasses.fields(TrainConfig) if spec.name in flags}
+    return TrainConfig(**values | ({"net_arch": tuple(values["net_arch"])} if "net_arch" in values else {}))
 
 
 def run_train(options: argparse.Namespace) -> int:
     """The command train."""
+    if options.resume is not None:
+        return run_resume(options)
     config = config_from_flags(vars(options))
     print(f"{config.algo} on {config.env}, {config.method}, {config.optimizer} {config.learning_rate:g}")
-    result = train(config)
+    return report(train(config))
+
+
+def run_resume(options: argparse.Namespace) -> int:
+    """The command train with --resume."""
+    known = [spec.name for spec in dataclasses.fields(TrainConfig) if spec.name != "iterations"]
+    others = ["--" + name.replace("_", "-") for name in known if name in vars(options)]
+    if others:
+        raise ConfigError(f"--resume takes the options of the run: leave out {', '.join(others)}")
+    iterations = getattr(options, "iterations", None)
+    result = resume(options.resume, iterations)
+    if not result.rows and not result.interrupted:
+        done = f"all its {result.iterations:,} iterations are done"
+        print(f"{options.resume} is finished: {done}; --iterations with a larger number goes on")
+        return 0
+    return report(result)
+
+
+def report(result: TrainResult) -> int:
+    """Print the closing table; returns the exit status, 128 plus the number of the signal that stopped the run."""
     print_summary(result)
-    return 130 if result.interrupted else 0
+    if not result.interrupted:
+        return 0
+    print(f"go on with   optex-rl train --resume {result.run_dir}" if result.run_dir else "nothing was saved")
+    return 128 + (result.signal or 0)
 
 
 def print_summary(result: TrainResult) -> None:
     """The closing table of a run, and what to do next."""
     last = result.rows[-1] if result.rows else {}
     table = {
-        "sequential iterations": f"{len(result.rows):,}" + (" (interrupted)" if result.interrupted else ""),
+        "sequential iterations": f"{result.iterations:,}" + (" (interrupted)" if result.interrupted else ""),
         "environment steps": f"{last.get('time/env_steps', 0):,}",
         "wall time": f"{last.get('time/wall_time', 0.0):.1f} s",
         "environments": result.backend,
@@ -153,12 +188,14 @@ def run_evaluate(options: argparse.Namespace) -> int:
     config = load_config(options.run_dir / "config.yml")
     path = options.run_dir / ("best_model.pt" if options.best else "checkpoint.pt")
     content = load_checkpoint(path)
+    check_settings(path, content, config, IDENTITY)
     envs = make_vec(config.env, options.episodes)
     policy = build_policy(config, envs)
+    check_network(path, content, policy)
     try:
         policy.load_state_dict(content["policy"])
-    except (RuntimeError, KeyError) as error:
-        raise RunFolderError(f"{path} holds a policy of another network than config.yml describes") from error
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"{path} does not hold the policy that it describes") from error
     returns = evaluate_policy(policy, envs, options.seed)
     envs.close()
     print(

@@ -12,11 +12,14 @@ import torch
 import yaml
 
 from .bases import resolve_base
+from .checkpoints import write_atomically
 from .errors import ConfigError, RunFolderError
 from .options import BLOCKS, SELECTIONS, OptExOptions, check_at_least, check_choice
 
 METHODS: Final = ("vanilla", "data-parallel", "target", "optex")
 SCHEDULES: Final = ("constant", "linear")
+# Options that may differ between a run and its resumption: where it is written and shown, and how long it is.
+FREE: Final = ("iterations", "device", "logdir", "run_name", "progress_bar")
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -67,6 +70,8 @@ class TrainConfig:
 
     eval_freq: int = _option(20, "evaluate the iterate every so many iterations, and at the end; 0 for never")
     eval_episodes: int = _option(20, "episodes of an evaluation, with the policy's most likely actions")
+    checkpoint_freq: int = _option(100, "save every so many iterations or each minute; 0 for only before and after")
+    max_bad_iterations: int = _option(10, "attempts in a row with NaN or infinite numbers before the run stops")
     device: str = _option("cpu", "torch device of parameters, history and batches")
     logdir: str | None = _option("runs", "folder of all run folders; none to write nothing")
     run_name: str | None = _option(None, "name of the run folder; by default ENV_ALGO_METHOD_SEED, numbered if taken")
@@ -80,7 +85,8 @@ class TrainConfig:
         for name in ("iterations", "n_envs", "n_steps", "eval_episodes"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("seed", self.seed, 0)
-        check_at_least("eval_freq", self.eval_freq, 0)
+        for name in ("eval_freq", "checkpoint_freq", "max_bad_iterations"):
+            check_at_least(name, getattr(self, name), 0)
         if not (0.0 <= self.learning_rate < math.inf):
             raise ConfigError(f"learning_rate must be a number of at least 0, got {self.learning_rate}")
         self.optex_options()
@@ -119,10 +125,21 @@ class TrainConfig:
         remaining = 1.0 - iteration / self.iterations
         return self.learning_rate * (remaining if self.lr_schedule == "linear" else 1.0)
 
+    def values(self) -> dict[str, Any]:
+        """The options as plain values."""
+        return dataclasses.asdict(self) | {"net_arch": list(self.net_arch)}
+
+    def settings(self) -> dict[str, Any]:
+        """The options that a run and its resumption must share."""
+        return {name: value for name, value in self.values().items() if name not in FREE}
+
     def save(self, path: Path) -> None:
-        """Write the options as YAML."""
-        values = dataclasses.asdict(self) | {"net_arch": list(self.net_arch)}
-        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        """Write the options as YAML, whole or not at all.
+
+        Raises:
+            RunFolderError: the file cannot be written.
+        """
+        write_atomically(path, yaml.safe_dump(self.values(), sort_keys=False).encode())
 
 
 def check_types(config: TrainConfig) -> None:
@@ -146,7 +163,7 @@ def check_types(config: TrainConfig) -> None:
 def check_device(device: str) -> None:
     """Raise a ConfigError unless torch has the device."""
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {device!r} cannot be used here, try 'cpu' ({reason})") from error
@@ -160,9 +177,10 @@ def load_config(path: Path) -> TrainConfig:
         ConfigError: an option is outside what is allowed.
     """
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    # PyYAML raises more than its own errors: for dates that are none, numbers that are none, and bottomless nests.
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RunFolderError(f"{path} cannot be read as the options of a run: {reason}") from error
     known = {spec.name for spec in dataclasses.fields(TrainConfig)}
     if not isinstance(values, dict) or not values.keys() <= known:

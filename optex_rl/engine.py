@@ -54,26 +54,37 @@ class Engine:
             self.proposal = propose(self.base, self._current_estimator(), self.options)
         return self.proposal.points.clone()
 
-    def tell(self, gradients: Tensor, losses: Tensor | None = None, with_gradient: list[bool] | None = None) -> None:
+    def tell(
+        self,
+        gradients: Tensor,
+        losses: Tensor | None = None,
+        with_gradient: list[bool] | None = None,
+        usable: Tensor | None = None,
+    ) -> None:
         """Take gradients ``[N, d]`` and losses ``[N]`` at the points of `ask`, and move to the next iterate.
 
-        ``with_gradient`` says which parameters have a gradient at all; None: every one that is not frozen.
+        ``with_gradient`` says which parameters have a gradient at all; None: every one that is not frozen. ``usable
+        [N]`` says at which points the evaluation is good; the others are as if they had not been asked for.
         """
         proposal = self.proposal
         if proposal is None:
             raise ConfigError("call ask() before tell(): there are no points that these gradients could belong to")
-        check_evaluations(proposal.points, gradients, losses, self.options.selection)
+        rows = check_evaluations(proposal.points, gradients, losses, self.options.selection, usable)
         gradients = gradients.detach().to(proposal.points)
         self.base.with_gradient = with_gradient
         self.proposal = None
         moved = not self.base.is_at(proposal.points[0])
         if self.options.parallelism == 1:
             if not moved:
-                self.base.step(gradients[0])
+                with self.base.undone_on_trouble():
+                    self.base.step(gradients[0])
             return
-        estimator = self._insert(proposal, gradients)
-        steps = 0 if moved else select(self.base, estimator, proposal, gradients, losses, self.options)
-        self._record(proposal, gradients, steps)
+        if len(rows) < len(gradients):
+            gradients, losses = gradients[rows], None if losses is None else losses[rows]
+        estimator = self._insert(proposal, gradients, rows)
+        with self.base.undone_on_trouble():
+            steps = 0 if moved else select(self.base, estimator, proposal, gradients, losses, self.options, rows)
+        self._record(proposal, gradients, steps, rows)
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
         """One iteration, ``closure`` evaluated at one point after the other; returns its result at the iterate."""
@@ -113,13 +124,13 @@ class Engine:
         self.base.with_gradient = with_gradient
         here = predict_here(points, self._current_estimator())
         self.proposal = None
-        estimator = self._insert(here, gradients)
+        estimator = self._insert(here, gradients, [0])
         steps = self.options.parallelism * self.options.stride if estimator.ready else 1
         if estimator.ready:
             follow(self.base, estimator, steps)
         else:
             self.base.step(gradients[0])
-        self._record(here, gradients, steps)
+        self._record(here, gradients, steps, [0])
 
     def _current_estimator(self) -> GradientEstimator | None:
         """The estimator, on the device and in the precision of the parameters now; None before the first pair."""
@@ -128,12 +139,12 @@ class Engine:
             self.estimator.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
         return self.estimator
 
-    def _insert(self, proposal: Proposal, gradients: Tensor) -> GradientEstimator:
-        """Add pairs to the history, which is made here: modules move to their device after the optimizer is made."""
+    def _insert(self, proposal: Proposal, gradients: Tensor, rows: list[int]) -> GradientEstimator:
+        """Add the pairs of some points to the history, made here: modules move to their device after construction."""
         estimator = self._current_estimator()
         if estimator is None:
             estimator = self.estimator = self._new_estimator()
-        estimator.insert(proposal.points, gradients, None if proposal.cold else proposal.distances)
+        estimator.insert(proposal.points[rows], gradients, None if proposal.cold else proposal.distances[rows])
         return estimator
 
     def _new_estimator(self) -> GradientEstimator:
@@ -147,13 +158,13 @@ class Engine:
             **self.options.estimator_options(),
         )
 
-    def _record(self, proposal: Proposal, gradients: Tensor, steps: int) -> None:
+    def _record(self, proposal: Proposal, gradients: Tensor, steps: int, rows: list[int]) -> None:
         assert self.estimator is not None
         self.statistics = {"steps": float(steps), "history": float(len(self.estimator))}
         if not proposal.cold:
-            predictions = proposal.estimates[:: self.options.stride]
+            predictions = proposal.estimates[:: self.options.stride][rows]
             self.statistics |= iteration_statistics(
-                predictions, gradients, proposal.variances, self.estimator, self.base.groups
+                predictions, gradients, proposal.variances[rows], self.estimator, self.base.groups
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,5 +27,9 @@ class NotPositiveDefiniteError(NumericalError):
     """A kernel matrix could not be factorised, even with the largest jitter allowed."""
 
 
+class ResumeWarning(UserWarning):
+    """A run goes on, but not bit for bit as if it had never stopped."""
+
+
 class NumericalWarning(RuntimeWarning):
     """A computation went on after a stated correction, such as jitter on a kernel matrix."""

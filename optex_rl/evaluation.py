@@ -10,7 +10,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from .agents import Agent, AgentLosses, StackedPolicy, encode_observations
+from .agents import Agent, AgentLosses, Batch, StackedPolicy, encode_observations
 from .rollout import Collector, Episode
 
 
@@ -44,12 +44,14 @@ class FusedEvaluator:
         self.policy = StackedPolicy(policy)
         self.agent = agent
         self.collector = collector
+        self.batch: Batch | None = None  # the experience of the last evaluation, for a look at what went wrong
 
     def __call__(self, points: Tensor) -> Evaluation:
         """Loss and gradient at ``points [N, d]``."""
         points = points.detach().requires_grad_()
         bound = self.policy.bind(points)
         batch, episodes = self.collector.collect(bound, points.device)
+        self.batch = batch
         losses = self.agent.loss(bound, batch)
         (gradients,) = torch.autograd.grad(losses.total.sum(), points)
         return Evaluation(gradients, losses._replace(total=losses.total.detach()), episodes)

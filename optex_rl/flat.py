@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from .errors import ConfigError
+from .errors import ConfigError, NonFiniteError, NumericalError
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
@@ -133,6 +133,23 @@ class FlatBase:
             yield
         finally:
             self._restore(snapshot)
+
+    @contextmanager
+    def undone_on_trouble(self) -> Iterator[None]:
+        """Take the steps of the block back if one of them fails numerically or leaves parameters that are not finite.
+
+        Raises:
+            NonFiniteError: a parameter became NaN or infinite.
+        """
+        snapshot = self._snapshot()
+        try:
+            yield
+            bad = int((~self.point().isfinite()).sum())
+            if bad:
+                raise NonFiniteError(f"the step made {bad} parameters NaN or infinite; it is taken back")
+        except NumericalError:
+            self._restore(snapshot)
+            raise
 
     def _snapshot(self) -> Snapshot:
         """Copy of what a step may change, to be restored once."""

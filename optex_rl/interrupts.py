@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: the iteration under way is finished and saved first."""
+"""Ctrl-C and SIGTERM as requests: the iteration under way is finished and saved first."""
 
 from __future__ import annotations
 
@@ -7,28 +7,43 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether somebody asked to stop."""
+    """Whether somebody asked to stop, and by which signal."""
 
-    requested = False
+    number: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal came."""
+        return self.number is not None
 
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C into a request to stop; a second one interrupts at once. Idle outside the main thread."""
+    """Turn the first SIGINT or SIGTERM into a request to stop; the next one acts at once, as it did before the block.
+
+    Idle outside the main thread, where Python does not admit handlers.
+    """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def request(number: int, frame: FrameType | None) -> None:
-        stop.requested = True
-        signal.signal(signal.SIGINT, before)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    before = signal.signal(signal.SIGINT, request)
+    def request(number: int, frame: FrameType | None) -> None:
+        stop.number = number
+        restore()
+
+    before = {number: signal.signal(number, request) for number in SIGNALS}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

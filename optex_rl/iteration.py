@@ -102,12 +102,18 @@ def check_finite(gradients: Tensor, losses: Tensor | None = None) -> None:
         raise NonFiniteError(f"the gradient at point {point} has {reason}; the optimizer is unchanged")
 
 
-def check_evaluations(points: Tensor, gradients: Tensor, losses: Tensor | None, selection: str) -> None:
+def check_evaluations(
+    points: Tensor, gradients: Tensor, losses: Tensor | None, selection: str, usable: Tensor | None = None
+) -> list[int]:
     """Refuse evaluations at ``points [N, d]`` of another shape, or that are not finite, before anything changes.
 
+    Returns:
+        The rows to go on with: those of the mask ``usable [N]``, or all.
+
     Raises:
-        ConfigError: ``gradients`` are not ``[N, d]``, or ``losses`` not ``[N]``, or missing where they are needed.
-        NonFiniteError: a gradient or a loss is NaN or infinite.
+        ConfigError: ``gradients`` are not ``[N, d]``, or ``losses`` not ``[N]``, or missing where they are needed, or
+            ``usable`` is no mask ``[N]``.
+        NonFiniteError: a gradient or a loss that is to be used is NaN or infinite, or no point is usable.
     """
     if gradients.shape != points.shape:
         raise ConfigError(f"gradients must be [N, d] = {list(points.shape)}, got {list(gradients.shape)}")
@@ -115,7 +121,17 @@ def check_evaluations(points: Tensor, gradients: Tensor, losses: Tensor | None, 
         raise ConfigError("selection 'loss' needs the losses: call tell(gradients, losses) or step(closure)")
     if losses is not None and losses.shape != points.shape[:1]:
         raise ConfigError(f"losses must be [N] = {list(points.shape[:1])}, got {list(losses.shape)}")
-    check_finite(gradients, losses)
+    if usable is None:
+        check_finite(gradients, losses)
+        return list(range(len(points)))
+    if usable.shape != points.shape[:1] or usable.dtype != torch.bool:
+        shape, kind = list(usable.shape), usable.dtype
+        raise ConfigError(f"usable must be a mask [N] = {list(points.shape[:1])} of bool, got {shape} of {kind}")
+    rows: list[int] = usable.nonzero().flatten().tolist()
+    if not rows:
+        raise NonFiniteError(f"none of the {len(points)} points is usable; the optimizer is unchanged")
+    check_finite(gradients[rows], None if losses is None else losses[rows])
+    return rows
 
 
 def predict_here(points: Tensor, estimator: GradientEstimator | None) -> Proposal:
@@ -186,6 +202,7 @@ def select(
     gradients: Tensor,
     losses: Tensor | None,
     options: OptExOptions,
+    rows: Sequence[int],
 ) -> int:
     """Move ``base`` from the iterate to the next one, the new pairs being in the history.
 
@@ -193,9 +210,10 @@ def select(
         base: at the iterate, with the state that belongs to it.
         estimator: its history holds the new pairs.
         proposal: the points that were evaluated.
-        gradients: the true gradients there, ``[N, d]``.
-        losses: the losses there, ``[N]``, or None.
+        gradients: the true gradients at the usable ones of them, ``[n, d]``.
+        losses: the losses there, ``[n]``, or None.
         options: which selection, and its options.
+        rows: which of the N points are usable, ascending, at least one.
 
     Returns:
         How many base steps lie between the old iterate and the new one.
@@ -208,12 +226,13 @@ def select(
         follow(base, estimator, steps)
         return steps
     maximize = bool(base.groups[0].get("maximize", False))
-    chosen = chosen_point(options.selection, gradients, losses, maximize)
+    best = chosen_point(options.selection, gradients, losses, maximize)
+    chosen = rows[best]
     # The same base steps again bring the state that belongs to the chosen point; no copy of it was kept.
     for estimate in proposal.estimates[: chosen * options.stride]:
         base.step(estimate)
     base.move_to(proposal.points[chosen])  # where it was evaluated, should the learning rate have changed since
-    base.step(gradients[chosen])
+    base.step(gradients[best])
     return chosen * options.stride + 1
 
 

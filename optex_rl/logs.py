@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from tqdm import tqdm
 
+from .errors import RunFolderError
 from .rollout import Episode
 
 WINDOW: Final = 100  # episodes in ep_rew_mean, as in stable-baselines3
@@ -35,6 +38,7 @@ COLUMNS: Final[dict[str, str]] = {
     "lengthscale": "optex/lengthscale",
     "noise": "optex/noise",
     "variance": "optex/variance",
+    "dropped_points": "train/dropped_points",
     "eval_return": "eval/mean_reward",
 }
 
@@ -88,16 +92,51 @@ class RunLog:
 
     Args:
         run_dir: an existing folder.
+        iteration: sequential iterations done; what is on record of later ones is taken back.
+        position: bytes of progress.csv that belong to them, as `sync` gave them; None for a new log.
+
+    Raises:
+        RunFolderError: the files cannot be written, or progress.csv is not what it was at ``position``.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, iteration: int = 0, position: int | None = None) -> None:
         # Imported here: it takes longer than everything else in the package together.
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._events = SummaryWriter(str(run_dir))
-        self._file = (run_dir / "progress.csv").open("w", newline="")
-        self._rows = csv.writer(self._file)
-        self._rows.writerow(["iteration", *COLUMNS])
+        self._run_dir = run_dir
+        with self._one_sentence():
+            if position is not None:
+                self._take_back(iteration, position)
+            self._file = (run_dir / "progress.csv").open("w" if position is None else "a", newline="")
+            self._rows = csv.writer(self._file)
+            if position is None:
+                self._rows.writerow(["iteration", *COLUMNS])
+                self._file.flush()
+            before = set(run_dir.glob("events.out.tfevents.*"))
+            self._events = SummaryWriter(str(run_dir), purge_step=iteration + 1 if before else None)
+            self._event_files = set(run_dir.glob("events.out.tfevents.*")) - before
+
+    def _take_back(self, iteration: int, position: int) -> None:
+        """Cut progress.csv to its first ``position`` bytes, which must hold so many iterations."""
+        path = self._run_dir / "progress.csv"
+        whole = path.read_bytes()
+        lines = whole[:position].split(b"\r\n")
+        numbers = [line.split(b",")[0] for line in lines]
+        expected = [b"iteration", *(str(i).encode() for i in range(1, iteration + 1)), b""]
+        if lines[0].decode(errors="replace").split(",") != ["iteration", *COLUMNS] or numbers != expected:
+            raise RunFolderError(f"{path} does not hold the {iteration} iterations that the checkpoint knows of")
+        with path.open("r+b") as file:
+            file.truncate(position)
+
+    @contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        """Turn errors of the file system, such as a full disk, into one that says which folder."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, RunFolderError):
+                raise
+            raise RunFolderError(f"the log in {self._run_dir} cannot be written: {error.strerror}") from error
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Write one row and one event per metric; what is unknown (NaN or absent) is left empty.
@@ -107,15 +146,28 @@ class RunLog:
             metrics: values by TensorBoard tag.
         """
         known = {tag: value for tag, value in metrics.items() if not math.isnan(value)}
-        self._rows.writerow([iteration, *(known.get(tag, "") for tag in COLUMNS.values())])
-        self._file.flush()
-        for tag, value in known.items():
-            self._events.add_scalar(tag, value, iteration)
+        with self._one_sentence():
+            self._rows.writerow([iteration, *(known.get(tag, "") for tag in COLUMNS.values())])
+            self._file.flush()
+            for tag, value in known.items():
+                self._events.add_scalar(tag, value, iteration)
+
+    def sync(self) -> int:
+        """Bring everything to the disk; returns the size of progress.csv in bytes."""
+        with self._one_sentence():
+            self._file.flush()
+            self._events.flush()
+            os.fsync(self._file.fileno())
+            for path in self._event_files:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         """Write out what is pending."""
-        self._file.close()
-        self._events.close()
+        with self._one_sentence():
+            self._file.close()
+            self._events.close()
 
 
 class ProgressBar:

@@ -6,6 +6,7 @@ Sub-environment ``n·E + e`` belongs to point ``n``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -77,12 +78,16 @@ class Collector:
         seeds: Any = spawn_seeds(seed, 0, num_points)  # one for each point, where Gymnasium's signature has one for all
         obs, _ = envs.reset(seed=seeds)
         self._obs = self._encode(obs)
+        self.broken = np.zeros(envs.num_envs, np.bool_)
 
     def _encode(self, obs: Array) -> Array:
         return encode_observations(self.envs.single_observation_space, obs)
 
     def collect(self, policy: BoundPolicy, device: torch.device | str = "cpu") -> Rollout:
         """T steps of all environments.
+
+        Afterwards ``broken [N·E]`` says which environments gave observations or rewards that are NaN or infinite. They
+        have started new episodes, and those that ended in such a return are not among the episodes.
 
         Args:
             policy: the N policies.
@@ -102,12 +107,22 @@ class Collector:
                 self._obs = self._encode(obs)
                 if "final_obs" in infos:
                     window.end_episodes(self._encode(infos["final_obs"]), infos["episode"])
-        return Rollout(window.batch(self._obs, N, device), window.episodes(E))
+        rollout = Rollout(window.batch(self._obs, N, device), window.episodes(E))
+        self.broken = window.broken(self._obs)
+        if self.broken.any():
+            self._restart(self.broken)
+        return rollout
+
+    def _restart(self, rows: Array) -> None:
+        """New episodes in the environments ``rows [N·E]``, whose random numbers go on."""
+        obs, _ = self.envs.reset(options={"reset_mask": rows})
+        self._obs = np.where(rows[:, None], self._encode(obs), self._obs)
 
     def state_dict(self) -> dict[str, Any]:
         """Random numbers and, of natively vectorised tasks, the environments: a collection goes on exactly.
 
-        Other environments do not give their state away: after loading they start new episodes.
+        Other environments do not give their state away: after loading they start new episodes, from seeds that the
+        saved random numbers give.
         """
         envs = self.envs
         return {
@@ -123,6 +138,10 @@ class Collector:
         if isinstance(self.envs, NativeVectorEnv):
             self.envs.set_state(state["envs"])
             self._obs = state["obs"].numpy().copy()
+        else:
+            seeds: Any = [int(g.integers(2**32)) for g in self.generators]
+            obs, _ = self.envs.reset(seed=seeds)
+            self._obs = self._encode(obs)
 
 
 class _Window:
@@ -154,8 +173,17 @@ class _Window:
                 self._final.append((t, i, final_obs[i]))
 
     def episodes(self, envs_per_point: int) -> list[Episode]:
-        """The episodes that ended, in the order in which they did."""
-        return [Episode(i // envs_per_point, r, length) for i, r, length in self._episodes]
+        """The episodes that ended in a finite return, in the order in which they did."""
+        return [Episode(i // envs_per_point, r, length) for i, r, length in self._episodes if math.isfinite(r)]
+
+    def broken(self, last_obs: Array) -> Array:
+        """Which environments gave NaN or infinite observations or rewards, ``[N·E]``; ``last_obs`` are those now."""
+        obs = np.stack([*(obs for obs, _ in self._steps), last_obs])
+        fine = np.asarray(np.isfinite(self._rewards).all(axis=0) & np.isfinite(obs).all(axis=(0, 2)))
+        for _, i, final_obs in self._final:
+            fine[i] &= np.isfinite(final_obs).all()
+        broken: Array = ~fine
+        return broken
 
     def batch(self, last_obs: Array, num_points: int, device: torch.device | str) -> Batch:
         """The window as a batch ``[N, T, E, …]``; ``last_obs [N·E, O]`` follow its last step."""

@@ -1,10 +1,9 @@
-"""Training: from options to a run folder with a trained policy."""
+"""Training: environments, agent and optimizer wired together, one sequential iteration at a time."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+import warnings
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,35 +11,16 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import nn
 
-from .agents import MlpPolicy, make_agent
+from .agents import AgentLosses, MlpPolicy, make_agent
 from .bases import fused_kwargs, make_base
-from .checkpoints import make_run_folder, save_checkpoint
 from .config import TrainConfig
-from .envs import describe_backend, make_vec
+from .envs import make_vec
+from .errors import NotPositiveDefiniteError, NumericalError, NumericalWarning
 from .evaluation import FusedEvaluator, evaluate_policy
-from .interrupts import stop_on_interrupt
-from .logs import EpisodeStatistics, ProgressBar, RunLog
+from .logs import EpisodeStatistics
 from .optimizer import OptEx
 from .rollout import Collector, spawn_seeds
-
-
-@dataclass
-class TrainResult:
-    """What training gives.
-
-    Attributes:
-        policy: the trained network.
-        run_dir: the run folder, or None if nothing was written.
-        backend: what steps the environments.
-        interrupted: whether training was stopped before its last iteration.
-        rows: the metrics of each iteration by TensorBoard tag.
-    """
-
-    policy: nn.Module
-    run_dir: Path | None
-    backend: str
-    interrupted: bool = False
-    rows: list[dict[str, float]] = field(default_factory=list)
+from .trouble import TroubleLog, describe, find_trouble, gather_evidence
 
 
 class Trainer:
@@ -66,6 +46,7 @@ class Trainer:
         collector = Collector(envs, config.num_points, config.n_steps, config.seed)
         self.evaluator = FusedEvaluator(policy, agent, collector)
         self.episodes = EpisodeStatistics()
+        self.trouble = TroubleLog(config.max_bad_iterations)
         self.iteration = 0
         self.env_steps = 0
         self.best_return = -np.inf
@@ -75,17 +56,15 @@ class Trainer:
         """One sequential iteration; its metrics by TensorBoard tag.
 
         Raises:
-            NumericalError: a loss or gradient is not finite; the policy is as it was before the evaluation.
+            NumericalError: more than ``max_bad_iterations`` bad attempts in a row, see `optex_rl.trouble`; the policy
+                is as it was before the last of them.
         """
+        dropped = self.trouble.dropped
         learning_rate = self.config.learning_rate_at(self.iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         for _ in range(self.config.evaluations):
-            points = self.optimizer.ask()
-            gradients, losses, episodes = self.evaluator(points)
-            self.optimizer.tell(gradients, losses.total)
-            self.episodes.add(episodes)
-            self.env_steps += int(np.prod(self.evaluator.collector.shape))
+            losses = self._evaluate_and_step()
         self.iteration += 1
         parts = losses._asdict().items()
         return {
@@ -93,15 +72,58 @@ class Trainer:
             **self.episodes.metrics(),
             "train/learning_rate": learning_rate,
             **{f"train/{name}": float(value.mean()) for name, value in parts if name != "total"},
+            "train/dropped_points": self.trouble.dropped - dropped,
             **{f"optex/{name}": value for name, value in self.optimizer.statistics.items()},
         }
+
+    def _evaluate_and_step(self) -> AgentLosses:
+        """Evaluate and step, again with new samples where numerical trouble allows no step; losses of usable points."""
+        while True:
+            try:
+                losses = self._attempt()
+            except NotPositiveDefiniteError as error:
+                self.trouble.bad(self.iteration + 1, error)
+                self.optimizer.reset_history()  # the same history would give the same matrix
+            except NumericalError as error:
+                if self.trouble.stops_with(error):
+                    raise
+                self.trouble.bad(self.iteration + 1, error, {"policy": self.policy.state_dict()})
+            else:
+                if losses is not None:
+                    return losses
+
+    def _attempt(self) -> AgentLosses | None:
+        """One evaluation, and the step from its usable points; None if no point is usable."""
+        points = self.optimizer.ask()
+        gradients, losses, episodes = self.evaluator(points)
+        self.episodes.add(episodes)
+        self.env_steps += int(np.prod(self.evaluator.collector.shape))
+        reasons = find_trouble(gradients, losses.total, self.evaluator.collector.broken)
+        if not reasons:
+            self.optimizer.tell(gradients, losses.total)
+            self.trouble.good()
+            return losses
+        evidence = gather_evidence(reasons, points, gradients, losses, self.evaluator.batch)
+        self.trouble.bad(self.iteration + 1, describe(reasons), evidence)
+        self.trouble.dropped += len(reasons)
+        usable = torch.tensor([point not in reasons for point in range(len(points))])
+        if not usable.any():
+            return None
+        self.optimizer.tell(gradients, losses.total, usable)
+        return AgentLosses(*(value[usable] for value in losses))
 
     def evaluate(self) -> float:
         """Mean return of the policy's most likely actions over ``eval_episodes`` episodes, the same ones every time."""
         if self._evaluation_envs is None:
             self._evaluation_envs = make_vec(self.config.env, self.config.eval_episodes)
         seed = spawn_seeds(self.config.seed, 3, 1)[0]
-        return float(np.mean(evaluate_policy(self.policy, self._evaluation_envs, seed)))
+        returns = evaluate_policy(self.policy, self._evaluation_envs, seed)
+        bad = [number for number, value in enumerate(returns) if not np.isfinite(value)]
+        if bad:
+            text = f"the returns of evaluation episodes {', '.join(map(str, bad))} are not finite"
+            warnings.warn(f"iteration {self.iteration}: {text}; it counts for nothing", NumericalWarning, stacklevel=2)
+            return float("nan")
+        return float(np.mean(returns))
 
     def evaluation_due(self) -> bool:
         """Whether the iterate is to be evaluated now."""
@@ -110,11 +132,14 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later iterations depend on, as plain values and tensors."""
+        optimizer = self.optimizer.state_dict()
+        optimizer["optex"]["proposal"] = None  # an iteration that came to nothing is proposed again, the same
         return {
             "policy": self.policy.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "collector": self.evaluator.collector.state_dict(),
             "episodes": self.episodes.state_dict(),
+            "trouble": self.trouble.state_dict(),
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             "best_return": self.best_return,
@@ -126,6 +151,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.evaluator.collector.load_state_dict(state["collector"])
         self.episodes.load_state_dict(state["episodes"])
+        self.trouble.load_state_dict(state["trouble"])
         self.iteration, self.env_steps = state["iteration"], state["env_steps"]
         self.best_return = state["best_return"]
 
@@ -154,57 +180,3 @@ def parameter_groups(policy: nn.Module) -> list[dict[str, Any]]:
     if parts is None:
         return [{"params": list(policy.parameters())}]
     return [{"params": parameters, "name": name} for name, parameters in parts()]
-
-
-def train(config: TrainConfig, policy: nn.Module | None = None) -> TrainResult:
-    """Train a policy and write its run folder.
-
-    Ctrl-C ends the run after the iteration under way; it is saved and usable like a finished one. Numerical trouble
-    saves the state before it and is raised.
-
-    Args:
-        config: the options.
-        policy: a network of the user's own, see `StackedPolicy`; by default an `MlpPolicy`.
-
-    Raises:
-        ConfigError: an option, the task or its spaces cannot be used; no run folder is made then.
-        RunFolderError: the run folder exists or cannot be written.
-        NumericalError: a loss or gradient is not finite.
-    """
-    trainer = Trainer(config, policy)
-    run_dir = make_run_folder(config)
-    result = TrainResult(trainer.policy, run_dir, describe_backend(trainer.evaluator.collector.envs))
-    log = None if run_dir is None else RunLog(run_dir)
-    bar = ProgressBar(config.iterations, show=config.progress_bar)
-    started = time.perf_counter()
-    try:
-        with stop_on_interrupt() as stop:
-            while trainer.iteration < config.iterations and not stop.requested:
-                metrics = trainer.iterate()
-                if trainer.evaluation_due():
-                    metrics["eval/mean_reward"] = _evaluate_and_keep_best(trainer, run_dir)
-                elapsed = time.perf_counter() - started
-                metrics |= {"time/wall_time": elapsed, "time/fps": trainer.env_steps / elapsed}
-                result.rows.append(metrics)
-                bar.update(metrics)
-                if log is not None:
-                    log.write(trainer.iteration, metrics)
-        result.interrupted = trainer.iteration < config.iterations
-    finally:
-        bar.close()
-        if log is not None and run_dir is not None:
-            log.close()
-            save_checkpoint(run_dir / "checkpoint.pt", trainer.state_dict())
-        trainer.close()
-    return result
-
-
-def _evaluate_and_keep_best(trainer: Trainer, run_dir: Path | None) -> float:
-    """Evaluate the iterate and write ``best_model.pt`` if no evaluation was better before."""
-    mean_return = trainer.evaluate()
-    if mean_return > trainer.best_return:
-        trainer.best_return = mean_return
-        if run_dir is not None:
-            content = {"policy": trainer.policy.state_dict(), "iteration": trainer.iteration, "return": mean_return}
-            save_checkpoint(run_dir / "best_model.pt", content)
-    return mean_return

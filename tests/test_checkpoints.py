@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from optex_rl import RunFolderError
+from optex_rl import RunFolderError, checkpoints
 from optex_rl.checkpoints import load_checkpoint, save_checkpoint
 
 
@@ -34,26 +34,43 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
     path = tmp_path / "c.pt"
     save_checkpoint(path, {"step": 1})
 
-    def full_disk(content: object, file: object) -> None:
+    def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(RunFolderError, match="cannot be written: No space left"):
         save_checkpoint(path, {"step": 2})
     assert load_checkpoint(path)["step"] == 1
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
-    torch.save({"version": 1, "policy": Trap(tmp_path / "trapped")}, tmp_path / "c.pt")
+    save_checkpoint(tmp_path / "c.pt", {"policy": Trap(tmp_path / "trapped")})  # a footer is no proof of good will
+    torch.save({"version": 2, "policy": Trap(tmp_path / "trapped")}, tmp_path / "d.pt")
     (tmp_path / "p.pt").write_bytes(pickle.dumps(Trap(tmp_path / "trapped")))
-    for name in ("c.pt", "p.pt"):
+    for name in ("c.pt", "d.pt", "p.pt"):
         with pytest.raises(RunFolderError, match="is damaged or no checkpoint"):
             load_checkpoint(tmp_path / name)
     assert not (tmp_path / "trapped").exists()
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"version": 2}, {}])
-def test_other_content_is_refused(tmp_path: Path, content: object) -> None:
+def test_files_without_a_footer_are_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "c.pt")
-    with pytest.raises(RunFolderError, match="no checkpoint of optex-rl, version 1"):
+    with pytest.raises(RunFolderError, match=r"no checkpoint of optex-rl: its checksum is missing or wrong"):
         load_checkpoint(tmp_path / "c.pt")
+
+
+def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / "inside.pt", {"version": 3})
+    with pytest.raises(RunFolderError, match=r"is no checkpoint of optex-rl, version 2$"):
+        load_checkpoint(tmp_path / "inside.pt")
+    monkeypatch.setattr(checkpoints, "FORMAT_VERSION", 7)
+    save_checkpoint(tmp_path / "c.pt", {})
+    monkeypatch.undo()
+    with pytest.raises(RunFolderError, match="is no checkpoint of optex-rl, version 2, but of version 7"):
+        load_checkpoint(tmp_path / "c.pt")
+
+
+def test_torch_reads_the_file_as_it_stands(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c.pt", {"a": torch.arange(3)})
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["a"].tolist() == [0, 1, 2]

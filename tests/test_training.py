@@ -210,7 +210,7 @@ def test_numerical_trouble_is_raised_and_the_state_before_it_is_saved(
             return losses._replace(total=losses.total * math.nan)
 
     monkeypatch.setattr(Trainer, "iterate", poisoned)
-    with pytest.raises(NonFiniteError, match="losses at the points are"):
+    with pytest.raises(NonFiniteError, match=r"^iteration 3: not finite: point 0: its loss, nan and .* number 11"):
         train(config(logdir=str(tmp_path), run_name="bad"))
     checkpoint = load_checkpoint(tmp_path / "bad" / "checkpoint.pt")
     assert checkpoint["iteration"] == 2

@@ -1,0 +1,266 @@
+"""The training loop: from options, or from a run folder, to a run folder with a trained policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from torch import nn
+
+from .checkpoints import load_checkpoint, save_checkpoint
+from .config import TrainConfig, load_config
+from .envs import NativeVectorEnv, describe_backend
+from .errors import NumericalError, ResumeWarning, RunFolderError
+from .interrupts import StopRequest, stop_on_interrupt
+from .logs import ProgressBar, RunLog
+from .restore import restore, total_iterations
+from .runs import check_settings, describe_network, locked, make_run_folder
+from .training import Trainer
+
+MOST_SECONDS: Final = 60.0  # of work lost at most, besides checkpoint_freq iterations
+
+
+@dataclass
+class TrainResult:
+    """What training gives.
+
+    Attributes:
+        policy: the trained network.
+        run_dir: the run folder, or None if nothing was written.
+        backend: what steps the environments.
+        interrupted: whether training was stopped before its last iteration.
+        rows: the metrics of each iteration of this call by TensorBoard tag; those before a resumption are in
+            progress.csv.
+        iterations: sequential iterations done, those before a resumption included.
+        signal: number of the signal that stopped it, or None.
+    """
+
+    policy: nn.Module
+    run_dir: Path | None
+    backend: str
+    interrupted: bool = False
+    rows: list[dict[str, float]] = field(default_factory=list)
+    iterations: int = 0
+    signal: int | None = None
+
+
+class Recorder:
+    """Keeps a run: its log and its checkpoints in its folder, and the time that it took.
+
+    Args:
+        trainer: what is trained.
+        run_dir: the run folder, or None to write nothing.
+        saved: the checkpoint that the run goes on from, or None for the beginning.
+    """
+
+    def __init__(self, trainer: Trainer, run_dir: Path | None, saved: dict[str, Any] | None = None) -> None:
+        self.trainer, self.run_dir = trainer, run_dir
+        trainer.trouble.folder = run_dir
+        position = None if saved is None else saved["csv_bytes"]
+        self._log = None if run_dir is None else RunLog(run_dir, trainer.iteration, position)
+        self._started = time.perf_counter() - (0.0 if saved is None else saved["wall_time"])
+        self._saved_at = time.perf_counter()
+        self._saved_iteration = -1 if saved is None else trainer.iteration
+        self.seconds_saving = 0.0
+        self._total = None if saved is None else saved["iterations"]
+
+    def begin(self) -> None:
+        """Save before the first iteration, so that there is always a checkpoint, and after a raised number of them."""
+        if self._total != self.trainer.config.iterations:
+            self.save()
+
+    def elapsed(self) -> float:
+        """Seconds of training, those before a resumption included."""
+        return time.perf_counter() - self._started
+
+    def write(self, metrics: dict[str, float]) -> None:
+        """Log an iteration, and save if it is time: so many iterations after the last one, or after a minute."""
+        if self._log is None:
+            return
+        self._log.write(self.trainer.iteration, metrics)
+        frequency = self.trainer.config.checkpoint_freq
+        late = time.perf_counter() - self._saved_at > MOST_SECONDS
+        if frequency and (late or self.trainer.iteration % frequency == 0):
+            self.save()
+
+    def finish(self) -> None:
+        """Save where the run is, unless that is saved already."""
+        if self._saved_iteration != self.trainer.iteration:
+            self.save()
+
+    def save(self) -> None:
+        """Write checkpoint.pt, the log being on the disk before it."""
+        if self.run_dir is None or self._log is None:
+            return
+        started = time.perf_counter()
+        content = {
+            **self.trainer.state_dict(),
+            "csv_bytes": self._log.sync(),
+            "wall_time": self.elapsed(),
+            **origin(self.trainer),
+        }
+        save_checkpoint(self.run_dir / "checkpoint.pt", content)
+        self._saved_at, self._saved_iteration = time.perf_counter(), self.trainer.iteration
+        self.seconds_saving += self._saved_at - started
+
+    def keep_best(self) -> float:
+        """Evaluate the iterate and write best_model.pt if no evaluation was better before; returns the mean return."""
+        trainer = self.trainer
+        mean_return = trainer.evaluate()
+        if mean_return > trainer.best_return:
+            trainer.best_return = mean_return
+            if self.run_dir is not None:
+                content = {"policy": trainer.policy.state_dict(), "iteration": trainer.iteration, "return": mean_return}
+                save_checkpoint(self.run_dir / "best_model.pt", content | origin(trainer))
+        return mean_return
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._log is not None:
+            self._log.close()
+
+
+def origin(trainer: Trainer) -> dict[str, Any]:
+    """What says from which run a file is."""
+    config = trainer.config
+    return {
+        "settings": config.settings(),
+        "iterations": config.iterations,
+        "network": describe_network(trainer.policy),
+    }
+
+
+def train(config: TrainConfig, policy: nn.Module | None = None) -> TrainResult:
+    """Train a policy and write its run folder.
+
+    Ctrl-C and SIGTERM end the run after the iteration under way; it is saved and can be resumed. Points with NaN or
+    infinite numbers are dropped, see `optex_rl.trouble`; after too many the state before them is saved and the error
+    raised.
+
+    Args:
+        config: the options.
+        policy: a network of the user's own, see `StackedPolicy`; by default an `MlpPolicy`.
+
+    Raises:
+        ConfigError: an option, the task or its spaces cannot be used; no run folder is made then.
+        RunFolderError: the run folder exists or cannot be written.
+        NumericalError: more than ``max_bad_iterations`` bad iterations in a row.
+    """
+    with ExitStack() as stack:
+        trainer = Trainer(config, policy)
+        stack.callback(trainer.close)
+        run_dir = make_run_folder(config)
+        if run_dir is not None:
+            stack.enter_context(locked(run_dir))
+        recorder = Recorder(trainer, run_dir)
+        stack.callback(recorder.close)
+        recorder.begin()
+        return _loop(trainer, recorder)
+
+
+def resume(run_dir: str | Path, iterations: int | None = None, policy: nn.Module | None = None) -> TrainResult:
+    """Go on with a run that was interrupted, killed, or is to have more iterations, from its last checkpoint.
+
+    With natively vectorised tasks the run goes on bit for bit as if it had never stopped. A run that was stopped before
+    its first checkpoint starts anew in its folder; one that is finished is left as it is.
+
+    Args:
+        run_dir: the run folder.
+        iterations: sequential iterations in all, at least as many as before. A learning rate that falls linearly
+            falls to zero at the new number.
+        policy: the network of the user's own that the run was started with, if it was.
+
+    Raises:
+        RunFolderError: the folder holds no run that could go on, or another process is at it.
+        ConfigError: config.yml holds an option that cannot be used.
+        NumericalError: more than ``max_bad_iterations`` bad iterations in a row.
+
+    Warns:
+        ResumeWarning: the environments do not give their state away, so their episodes start anew.
+    """
+    run_dir = Path(run_dir)
+    path = run_dir / "checkpoint.pt"
+    with ExitStack() as stack:
+        _check_run_folder(run_dir)
+        stack.enter_context(locked(run_dir))
+        config = load_config(run_dir / "config.yml")
+        content = load_checkpoint(path) if path.exists() else None
+        if content is not None:
+            check_settings(path, content, config)
+        total = total_iterations(path, content, config.iterations, iterations)
+        trainer = Trainer(dataclasses.replace(config, iterations=total), policy)
+        stack.callback(trainer.close)
+        if content is not None:
+            restore(trainer, path, content)
+            if trainer.iteration >= total:
+                return _result(trainer, run_dir)
+            _warn_of_new_episodes(trainer)
+        recorder = Recorder(trainer, run_dir, content)
+        stack.callback(recorder.close)
+        recorder.begin()
+        if total != config.iterations:  # after the checkpoint, which decides where the two differ
+            trainer.config.save(run_dir / "config.yml")
+        return _loop(trainer, recorder)
+
+
+def _check_run_folder(run_dir: Path) -> None:
+    """Refuse what is no run folder, or one whose run cannot go on."""
+    if "\0" in str(run_dir) or not run_dir.is_dir():
+        raise RunFolderError(f"there is no run folder {str(run_dir)!r}")
+    if not (run_dir / "config.yml").exists():
+        raise RunFolderError(f"{run_dir} holds no config.yml, so no run began in it: remove it and start the run anew")
+    progress = run_dir / "progress.csv"
+    if not (run_dir / "checkpoint.pt").exists() and progress.exists() and progress.read_bytes().count(b"\n") > 1:
+        raise RunFolderError(f"{run_dir} holds progress but no checkpoint.pt, so it cannot go on: start another run")
+
+
+def _warn_of_new_episodes(trainer: Trainer) -> None:
+    envs = trainer.evaluator.collector.envs
+    if not isinstance(envs, NativeVectorEnv):
+        warnings.warn(
+            f"{trainer.config.env} does not give its state away: all episodes start anew, so the run goes on, but not "
+            "bit for bit",
+            ResumeWarning,
+            stacklevel=3,
+        )
+
+
+def _result(trainer: Trainer, run_dir: Path | None) -> TrainResult:
+    backend = describe_backend(trainer.evaluator.collector.envs)
+    return TrainResult(trainer.policy, run_dir, backend, iterations=trainer.iteration)
+
+
+def _loop(trainer: Trainer, recorder: Recorder) -> TrainResult:
+    """Iterate to the end or to a signal, and save."""
+    result = _result(trainer, recorder.run_dir)
+    bar = ProgressBar(trainer.config.iterations, initial=trainer.iteration, show=trainer.config.progress_bar)
+    with ExitStack() as stack:
+        stack.callback(bar.close)
+        stop = stack.enter_context(stop_on_interrupt())
+        try:
+            _iterate(trainer, recorder, result, bar, stop)
+        except NumericalError:
+            recorder.save()
+            raise
+        recorder.finish()
+    result.iterations = trainer.iteration
+    result.interrupted = trainer.iteration < trainer.config.iterations
+    result.signal = stop.number
+    return result
+
+
+def _iterate(trainer: Trainer, recorder: Recorder, result: TrainResult, bar: ProgressBar, stop: StopRequest) -> None:
+    while trainer.iteration < trainer.config.iterations and not stop.requested:
+        metrics = trainer.iterate()
+        if trainer.evaluation_due():
+            metrics["eval/mean_reward"] = recorder.keep_best()
+        elapsed = recorder.elapsed()
+        metrics |= {"time/wall_time": elapsed, "time/fps": trainer.env_steps / elapsed}
+        result.rows.append(metrics)
+        bar.update(metrics)
+        recorder.write(metrics)

@@ -1,0 +1,499 @@
+"""Resumption through the real command path: bit for bit, whatever cut the run short."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import nn
+
+from optex_rl import ConfigError, ResumeWarning, RunFolderError, TrainConfig, resume, train
+from optex_rl.agents import Categorical
+from optex_rl.checkpoints import load_checkpoint
+from optex_rl.cli import main
+from optex_rl.config import load_config
+from optex_rl.loop import Recorder
+from optex_rl.options import SELECTIONS
+from optex_rl.runs import locked
+from optex_rl.training import Trainer
+
+from .helpers import same
+
+TINY = ["--n-envs", "2", "--n-steps", "8", "--net-arch", "4", "--parallelism", "2", "--eval-episodes", "2"]
+QUIET = ["--history-size", "5", "--eval-freq", "2", "--checkpoint-freq", "1", "--no-progress-bar"]
+TIMED = ("wall_time", "fps")
+
+
+def start(logdir: Path, *flags: str, iterations: int = 4, name: str = "run") -> int:
+    """The command train."""
+    where = ["--logdir", str(logdir), "--run-name", name, "--iterations", str(iterations)]
+    return main(["train", *TINY, *QUIET, *where, *flags])
+
+
+def rows_of(run_dir: Path) -> list[dict[str, str]]:
+    """progress.csv without what differs from run to run."""
+    with (run_dir / "progress.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k not in TIMED} for row in csv.DictReader(file)]
+
+
+def state_of(run_dir: Path) -> dict[str, Any]:
+    """checkpoint.pt without what differs from run to run."""
+    content = load_checkpoint(run_dir / "checkpoint.pt")
+    return {k: v for k, v in content.items() if k not in ("wall_time", "csv_bytes", "iterations")}
+
+
+def assert_same_runs(a: Path, b: Path) -> None:
+    assert rows_of(a) == rows_of(b)
+    state, other = state_of(a), state_of(b)
+    assert state.keys() == other.keys()
+    for name in state:
+        assert same(state[name], other[name]), name
+    assert same(load_checkpoint(a / "best_model.pt")["policy"], load_checkpoint(b / "best_model.pt")["policy"])
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, signal.Signals], None]:
+    """Makes the process send itself a signal during one iteration, counted from 1."""
+    iterate = Trainer.iterate
+
+    def arrange(iteration: int, number: signal.Signals = signal.SIGINT) -> None:
+        def interrupted(self: Trainer) -> dict[str, float]:
+            if self.iteration == iteration - 1:
+                os.kill(os.getpid(), number)
+            return iterate(self)
+
+        monkeypatch.setattr(Trainer, "iterate", interrupted)
+
+    return arrange
+
+
+CASES = [("vanilla", "refine"), ("data-parallel", "refine"), ("target", "refine")]
+CASES += [("optex", selection) for selection in SELECTIONS]
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("algo", ["reinforce", "a2c"])
+@pytest.mark.parametrize(("method", "selection"), CASES)
+def test_two_halves_equal_the_whole(
+    tmp_path: Path, stop_at: Any, env: str, algo: str, method: str, selection: str
+) -> None:
+    flags = ["--env", env, "--algo", algo, "--method", method, "--selection", selection]
+    assert start(tmp_path, *flags, name="whole") == 0
+    stop_at(2)
+    assert start(tmp_path, *flags) == 130
+    assert len(rows_of(tmp_path / "run")) == 2
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert_same_runs(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("algo", ["reinforce", "a2c"])
+@pytest.mark.parametrize(("method", "selection"), CASES)
+@pytest.mark.parametrize("extra", [["--stride", "2", "--blocks", "groups"], ["--optimizer", "rmsprop", "--seed", "5"]])
+def test_longer_halves_equal_the_whole(
+    tmp_path: Path, stop_at: Any, env: str, algo: str, method: str, selection: str, extra: list[str]
+) -> None:
+    flags = ["--env", env, "--algo", algo, "--method", method, "--selection", selection, "--n-steps", "64", *extra]
+    assert start(tmp_path, *flags, iterations=16, name="whole") == 0
+    stop_at(8)
+    assert start(tmp_path, *flags, iterations=16) == 130
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert_same_runs(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_raised_number_of_iterations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a constant rate the longer run is the run that was long from the start."""
+    assert start(tmp_path, "--lr-schedule", "constant", iterations=4, name="whole") == 0
+    assert start(tmp_path, "--lr-schedule", "constant", iterations=2) == 0
+    capsys.readouterr()
+    run_dir = tmp_path / "run"
+    assert main(["train", "--resume", str(run_dir)]) == 0
+    assert f"{run_dir} is finished: all its 2 iterations are done" in capsys.readouterr().out
+    assert main(["train", "--resume", str(run_dir), "--iterations", "1"]) == 1
+    assert "iterations can only be raised: the run has 2, got 1" in capsys.readouterr().err
+    assert main(["train", "--resume", str(run_dir), "--iterations", "4"]) == 0
+    assert "sequential iterations" in capsys.readouterr().out
+    assert_same_runs(tmp_path / "whole", run_dir)
+    assert load_config(run_dir / "config.yml").iterations == 4
+
+
+def test_a_linear_schedule_ends_at_the_raised_number(tmp_path: Path) -> None:
+    start(tmp_path, "--learning-rate", "0.01", iterations=2)
+    resume(tmp_path / "run", iterations=4)
+    rates = [float(row["learning_rate"]) for row in rows_of(tmp_path / "run")]
+    assert rates == pytest.approx([0.01, 0.005, 0.005, 0.0025])
+
+
+def test_python_returns_the_new_rows_and_all_iterations(tmp_path: Path, stop_at: Any) -> None:
+    stop_at(3)
+    start(tmp_path)
+    result = resume(str(tmp_path / "run"))
+    assert (len(result.rows), result.iterations, result.interrupted, result.signal) == (1, 4, False, None)
+    finished = resume(tmp_path / "run")
+    assert (finished.rows, finished.iterations, finished.interrupted) == ([], 4, False)
+    pairs = zip(result.policy.parameters(), finished.policy.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
+
+
+def test_wall_time_goes_on(tmp_path: Path, stop_at: Any) -> None:
+    stop_at(2)
+    start(tmp_path)
+    time.sleep(0.5)  # which is nobody's training time
+    resume(tmp_path / "run")
+    with (tmp_path / "run" / "progress.csv").open() as file:
+        times = [float(row["wall_time"]) for row in csv.DictReader(file)]
+    assert times == sorted(times)
+    assert times[2] - times[1] < 0.5
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_exit_statuses(tmp_path: Path, stop_at: Any, number: signal.Signals, status: int) -> None:
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    stop_at(2, number)
+    assert start(tmp_path) == status
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert state_of(tmp_path / "run")["iteration"] == 2
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(tmp_path, name="whole")
+    iterate = Trainer.iterate
+
+    def twice(self: Trainer) -> dict[str, float]:
+        if self.iteration == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            self.evaluator(self.optimizer.ask())  # half of an iteration, which must not be saved
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        return iterate(self)
+
+    monkeypatch.setattr(Trainer, "iterate", twice)
+    started = time.perf_counter()
+    assert start(tmp_path, "--checkpoint-freq", "1") == 130
+    assert time.perf_counter() - started < 9
+    assert state_of(tmp_path / "run")["iteration"] == 2
+    monkeypatch.undo()
+    resume(tmp_path / "run")
+    assert_same_runs(tmp_path / "whole", tmp_path / "run")
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+def test_death_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after each system call of the write: the run goes on from one of two checkpoints."""
+    start(tmp_path, name="whole")
+    for number, (owner, name) in enumerate([(os, "fsync"), (Path, "replace"), (Recorder, "save")]):
+        for after in (False, True):
+            run_dir = tmp_path / f"run{number}{after}"
+            with monkeypatch.context() as patch:
+                _die(patch, owner, name, after, call=9 if name == "fsync" else 4)
+                with pytest.raises(Killed):
+                    start(tmp_path, name=run_dir.name)
+            assert len(rows_of(run_dir)) < 4
+            resume(run_dir)
+            assert_same_runs(tmp_path / "whole", run_dir)
+
+
+def _die(patch: pytest.MonkeyPatch, owner: Any, name: str, after: bool, call: int) -> None:
+    """Raise `Killed` at a call of a function, before or after it did its work."""
+    original, calls = getattr(owner, name), []
+
+    def deadly(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call and not after:
+            raise Killed
+        result = original(*arguments)
+        if len(calls) == call:
+            raise Killed
+        return result
+
+    patch.setattr(owner, name, deadly)
+
+
+def test_half_a_row_and_a_left_over_temporary_file(tmp_path: Path, stop_at: Any) -> None:
+    start(tmp_path, name="whole")
+    stop_at(2)
+    start(tmp_path)
+    run_dir = tmp_path / "run"
+    with (run_dir / "progress.csv").open("a") as file:
+        file.write("3,96,0.1")
+    (run_dir / "checkpoint.pt.tmp").write_bytes(b"half a checkpoint")
+    (run_dir / "config.yml.tmp").write_bytes(b"env: Cart")
+    resume(run_dir)
+    assert_same_runs(tmp_path / "whole", run_dir)
+
+
+def test_death_before_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(tmp_path, name="whole")
+    for name in ("log", "checkpoint"):
+        run_dir = tmp_path / name
+        start(tmp_path, name=name)
+        (run_dir / "checkpoint.pt").unlink()
+        (run_dir / "best_model.pt").unlink()
+        (run_dir / "progress.csv").unlink()
+        if name == "checkpoint":
+            (run_dir / "progress.csv").write_text("iterat")
+        resume(run_dir)
+        assert_same_runs(tmp_path / "whole", run_dir)
+
+
+def test_folders_that_cannot_go_on(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="there is no run folder"):
+        resume(tmp_path / "nothing")
+    with pytest.raises(RunFolderError, match="there is no run folder"):
+        resume("a\0b")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunFolderError, match=r"holds no config\.yml, so no run began in it: remove it"):
+        resume(tmp_path / "empty")
+    start(tmp_path)
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoint.pt").rename(run_dir / "kept")
+    with pytest.raises(RunFolderError, match=r"holds progress but no checkpoint\.pt"):
+        resume(run_dir)
+    (run_dir / "kept").rename(run_dir / "checkpoint.pt")
+    lines = (run_dir / "progress.csv").read_bytes().splitlines(keepends=True)
+    for damaged in (lines[:3], [*lines[:2], *lines[3:], lines[3]], [b"iteration\r\n", *lines[1:]], []):
+        (run_dir / "progress.csv").write_bytes(b"".join(damaged))
+        with pytest.raises(RunFolderError, match="does not hold the 4 iterations that the checkpoint knows of"):
+            resume(run_dir, iterations=5)
+
+
+def test_iterations_that_contradict_each_other(tmp_path: Path) -> None:
+    start(tmp_path, "--lr-schedule", "constant")
+    path = tmp_path / "run" / "config.yml"
+    text = path.read_text()
+    path.write_text(text.replace("iterations: 4", "iterations: 9"))
+    with pytest.raises(RunFolderError, match=r"config\.yml says 9 iterations and .* says 4: give --iterations"):
+        resume(tmp_path / "run")
+    # config.yml behind the checkpoint: the power went between the two.
+    path.write_text(text.replace("iterations: 4", "iterations: 2"))
+    assert resume(tmp_path / "run").iterations == 4
+    assert resume(tmp_path / "run", iterations=5).iterations == 5
+    assert load_config(path).iterations == 5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("env: CartPole-v1", "env: Acrobot-v1", "is from a run with env 'CartPole-v1', and config.yml .* 'Acrobot-v1'"),
+        ("algo: a2c", "algo: reinforce", "is from a run with algo 'a2c', and config.yml beside it says 'reinforce'"),
+        ("method: optex", "method: target", "is from a run with method 'optex', and config.yml .* 'target'"),
+        ("net_arch:\n- 4", "net_arch:\n- 5", r"is from a run with net_arch \[4\], and config.yml .* says \[5\]"),
+        ("activation: tanh", "activation: relu", "is from a run with activation 'tanh', and config.yml .* 'relu'"),
+        ("gamma: 0.99", "gamma: 0.98", "is from a run with gamma 0.99, and config.yml beside it says 0.98"),
+        ("optimizer: adam", "optimizer: sgd", "is from a run with optimizer 'adam', and config.yml .* 'sgd'"),
+    ],
+)
+def test_a_checkpoint_of_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
+) -> None:
+    start(tmp_path, iterations=1)
+    path = tmp_path / "run" / "config.yml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(RunFolderError, match=message):
+        resume(tmp_path / "run", iterations=2)
+    shapes = ("gamma", "optimizer")  # what a trained policy does not depend on
+    for flags in ([], ["--best"]):
+        assert main(["evaluate", str(tmp_path / "run"), *flags]) == (0 if old.startswith(shapes) else 1)
+        assert len(capsys.readouterr().err.splitlines()) == (0 if old.startswith(shapes) else 1)
+
+
+def test_other_flags_beside_resume_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start(tmp_path, iterations=1)
+    capsys.readouterr()
+    assert main(["train", "--resume", str(tmp_path / "run"), "--seed", "0", "--no-baseline"]) == 1
+    error = capsys.readouterr().err
+    assert error == "optex-rl: error: --resume takes the options of the run: leave out --seed, --baseline\n"
+
+
+def test_tensorboard_has_every_iteration_once(tmp_path: Path, stop_at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with monkeypatch.context() as patch:
+        _die(patch, Trainer, "iterate", after=False, call=4)
+        with pytest.raises(Killed):
+            start(tmp_path, "--checkpoint-freq", "2", iterations=6)  # 3 iterations logged, 2 in the checkpoint
+    assert len(rows_of(tmp_path / "run")) == 3
+    assert state_of(tmp_path / "run")["iteration"] == 2
+    resume(tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    for tag in ("train/learning_rate", "time/env_steps"):
+        assert [event.step for event in events.Scalars(tag)] == [1, 2, 3, 4, 5, 6]
+    assert [row["iteration"] for row in rows_of(tmp_path / "run")] == list("123456")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock there")
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    start(tmp_path, iterations=1)
+    with locked(tmp_path / "run"), pytest.raises(RunFolderError, match="another process is writing to run folder"):
+        resume(tmp_path / "run", iterations=2)
+    assert resume(tmp_path / "run", iterations=2).iterations == 2
+
+
+def test_a_moved_folder_goes_on_where_it_is(tmp_path: Path) -> None:
+    start(tmp_path, iterations=1)
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+    assert resume(tmp_path / "elsewhere", iterations=2).run_dir == tmp_path / "elsewhere"
+    assert not (tmp_path / "run").exists()
+
+
+class Walk(gymnasium.Env[np.ndarray, Any]):
+    """A task of a user's own, which does not give its state away."""
+
+    observation_space = Box(-1.0, 1.0, (2,))
+    action_space = Discrete(2)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return obs, float(action), bool(obs[0] > 0.8), False, {}
+
+
+def test_environments_that_keep_their_state_to_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry_point: Any = Walk
+    gymnasium.register("Walk-v0", entry_point=entry_point)
+    try:
+        start(tmp_path, "--env", "Walk-v0", iterations=2)
+        with pytest.warns(ResumeWarning, match="Walk-v0 does not give its state away: all episodes start anew"):
+            resume(tmp_path / "run", iterations=3)
+        capsys.readouterr()
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            assert main(["train", "--resume", str(tmp_path / "run"), "--iterations", "4"]) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("optex-rl: warning: Walk-v0 does not give its state away")
+        assert len(rows_of(tmp_path / "run")) == 4
+    finally:
+        del gymnasium.registry["Walk-v0"]
+
+
+class Own(nn.Module):
+    """A network of the user's own."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.net, self.value = nn.Sequential(nn.Linear(4, width), nn.Linear(width, 2)), nn.Linear(4, 1)
+        self.distribution = Categorical(2)
+
+    def actor(self, obs: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.net(obs)
+        return out
+
+    def critic(self, obs: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.value(obs)
+        return out.squeeze(-1)
+
+
+def test_a_network_of_the_users_own(tmp_path: Path) -> None:
+    options = TrainConfig(
+        logdir=str(tmp_path), run_name="run", iterations=1, n_envs=2, n_steps=8, progress_bar=False, eval_freq=0
+    )
+    train(options, Own())
+    for policy in (None, Own(width=4)):
+        with pytest.raises(RunFolderError, match=r"another network than config\.yml describes"):
+            resume(tmp_path / "run", 2, policy)
+    assert resume(tmp_path / "run", 2, Own()).iterations == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a\0b", "run_name must be a plain folder name, got 'a\\x00b'"),
+        ("x" * 300, "run_name must be a plain folder name of at most 255 bytes, got 300 bytes"),
+        ("ü" * 130, "run_name must be a plain folder name of at most 255 bytes, got 260 bytes"),
+        ("/etc/run", "run_name must be a plain folder name, got '/etc/run'"),
+        ("a\\b", "run_name must be a plain folder name, got 'a\\\\b'"),
+        ("a\nb", "run_name must be a plain folder name, got 'a\\nb'"),
+        ("\ud800", "run_name must be a plain folder name"),
+        ("link", "run_name must be a plain folder name, got 'link', which leads elsewhere"),
+        ("dangling", "run_name must be a plain folder name, got 'dangling', which leads elsewhere"),
+        ("loop", "run_name must be a plain folder name, got 'loop', which leads elsewhere"),
+    ],
+)
+def test_run_names(tmp_path: Path, name: str, message: str) -> None:
+    logdir = tmp_path / "logs"
+    logdir.mkdir()
+    (logdir / "link").symlink_to(tmp_path, target_is_directory=True)
+    (logdir / "dangling").symlink_to(tmp_path / "gone")
+    (logdir / "loop").symlink_to(logdir / "loop")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunFolderError) as error:
+        train(TrainConfig(logdir=str(logdir), run_name=name, progress_bar=False))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("logdir", ["a\0b", "x" * 300])
+def test_log_directories_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logdir: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunFolderError):
+        train(TrainConfig(logdir=logdir, progress_bar=False))
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit on the size of files stands for it: writes beyond it fail as they do on a full disk."""
+    import resource
+
+    start(tmp_path, name="whole", iterations=12)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    capsys.readouterr()
+    for limit in (9_000, 4_000, 2_000):
+        run_dir = tmp_path / f"run{limit}"
+        start(tmp_path, iterations=12, name=run_dir.name)
+        shutil.rmtree(run_dir)
+        with monkeypatch.context() as patch:
+            _limit_after(patch, 3, limit, limits)
+            try:
+                status = start(tmp_path, iterations=12, name=run_dir.name)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert status == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-1].startswith("optex-rl: error: ")
+        assert "cannot be written" in lines[-1]
+        resume(run_dir)
+        assert_same_runs(tmp_path / "whole", run_dir)
+
+
+def _limit_after(patch: pytest.MonkeyPatch, iterations: int, limit: int, limits: tuple[int, int]) -> None:
+    """Let no file grow beyond a limit once so many iterations are done."""
+    import resource
+
+    iterate = Trainer.iterate
+
+    def limited(self: Trainer) -> dict[str, float]:
+        if self.iteration == iterations:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        return iterate(self)
+
+    patch.setattr(Trainer, "iterate", limited)
+
+
+def test_bad_numbers_of_the_new_options() -> None:
+    for name in ("checkpoint_freq", "max_bad_iterations"):
+        with pytest.raises(ConfigError, match=f"{name} must be a whole number of at least 0, got -1"):
+            TrainConfig(**{name: -1})  # type: ignore[arg-type]
