@@ -3,6 +3,7 @@
 - `sb3_defaults`: the optimizer that an algorithm would have used, as arguments for `optex_rl.OptEx`.
 - `OptExCallback`: evaluation and checkpoints at the iterate, a history for each PPO rollout, statistics in the log.
 - `make_sb3_vec_env`: the natively vectorised environments as a ``VecEnv``.
+- `OptExA2C`: A2C with rollouts and gradients at N parameter sets at once.
 
 Needs ``pip install 'optex-rl[sb3]'``; the rest of the package does not.
 """
@@ -12,11 +13,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 from .errors import ConfigError
+from .sb3_a2c import OptExA2C as OptExA2C
 from .sb3_callback import OptExCallback as OptExCallback
 from .sb3_vec_env import NativeVecEnv as NativeVecEnv
 from .sb3_vec_env import make_sb3_vec_env as make_sb3_vec_env
 
-__all__ = ["NativeVecEnv", "OptExCallback", "make_sb3_vec_env", "sb3_defaults"]
+__all__ = ["NativeVecEnv", "OptExA2C", "OptExCallback", "make_sb3_vec_env", "sb3_defaults"]
 
 _ADAM_ACTOR_CRITIC: Final = ("adam", {"eps": 1e-5})
 _ADAM: Final = ("adam", dict[str, Any]())
