@@ -13,10 +13,16 @@ from __future__ import annotations
 from typing import Any, Final
 
 from .errors import ConfigError
-from .sb3_a2c import OptExA2C as OptExA2C
-from .sb3_callback import OptExCallback as OptExCallback
-from .sb3_vec_env import NativeVecEnv as NativeVecEnv
-from .sb3_vec_env import make_sb3_vec_env as make_sb3_vec_env
+
+try:
+    from .sb3_a2c import OptExA2C as OptExA2C
+    from .sb3_callback import OptExCallback as OptExCallback
+    from .sb3_vec_env import NativeVecEnv as NativeVecEnv
+    from .sb3_vec_env import make_sb3_vec_env as make_sb3_vec_env
+except ModuleNotFoundError as error:
+    if error.name != "stable_baselines3":
+        raise
+    raise ModuleNotFoundError("optex_rl.sb3 needs stable-baselines3: pip install 'optex-rl[sb3]'") from error
 
 __all__ = ["NativeVecEnv", "OptExA2C", "OptExCallback", "make_sb3_vec_env", "sb3_defaults"]
 

@@ -16,6 +16,8 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from .errors import ConfigError
 
@@ -29,7 +31,8 @@ def check_policy(policy: ActorCriticPolicy) -> None:
     """Refuse policies whose networks cannot be evaluated at several parameter sets at once.
 
     Raises:
-        ConfigError: the policy explores by gSDE, whose noise belongs to one parameter set, or computes in its own way.
+        ConfigError: the policy explores by gSDE, whose noise belongs to one parameter set, computes in its own way, or
+            has layers that draw random numbers or gather statistics while they are trained.
     """
     if policy.use_sde:
         raise ConfigError("gSDE draws its noise for one parameter set; use parallelism=1 or use_sde=False")
@@ -38,6 +41,9 @@ def check_policy(policy: ActorCriticPolicy) -> None:
         raise ConfigError(
             f"{type(policy).__name__} has its own {', '.join(own)}, which cannot be evaluated at several parameter sets"
         )
+    layers = [type(layer).__name__ for layer in policy.modules() if isinstance(layer, (_BatchNorm, _DropoutNd))]
+    if layers:
+        raise ConfigError(f"the points share what {layers[0]} draws or gathers in training; leave it out of the policy")
 
 
 class StackedNetworks:

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from sb3_contrib import QRDQN, TRPO, RecurrentPPO
-from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from sb3_contrib import QRDQN, TQC, TRPO, MaskablePPO, RecurrentPPO
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.logger import configure
 
 from optex_rl import ConfigError, OptEx
@@ -90,13 +91,17 @@ def test_one_point_is_stock_bit_for_bit_over_ten_thousand_steps(algorithm: str) 
     assert_one_point_is_stock(algorithm, 10_000)
 
 
-@pytest.mark.parametrize("algorithm", [*sorted(CLASSES)])
-def test_defaults_are_those_of_the_algorithm(algorithm: str) -> None:
-    cls: Any = CLASSES[algorithm]
-    env_id = "Pendulum-v1" if algorithm in ("sac", "td3") else "CartPole-v1"
+@pytest.mark.parametrize(
+    ("algorithm", "cls"), [*CLASSES.items(), ("ddpg", DDPG), ("tqc", TQC), ("maskableppo", MaskablePPO)]
+)
+def test_defaults_are_those_of_the_algorithm(algorithm: str, cls: Any) -> None:
+    env_id = "Pendulum-v1" if algorithm in ("sac", "td3", "ddpg", "tqc") else "CartPole-v1"
     policy = "MlpLstmPolicy" if algorithm == "recurrentppo" else "MlpPolicy"
-    stock = cls(policy, env_id, device="cpu", **SMALL.get(algorithm, {}))
-    ours = drop_in(algorithm, parallelism=4)
+    options = {**sb3_defaults(algorithm), "parallelism": 4}
+    stock, ours = (
+        cls(policy, env_id, policy_kwargs=policy_kwargs, device="cpu", **SMALL.get(algorithm, {}))
+        for policy_kwargs in (None, {"optimizer_class": OptEx, "optimizer_kwargs": options})
+    )
     for owner, optimizer in optex_optimizers(ours).items():
         expected = getattr(stock, owner).optimizer
         assert type(optimizer.base) is type(expected)
@@ -122,6 +127,13 @@ def test_arguments_survive_cloudpickle_and_yaml() -> None:
 def test_the_package_does_not_import_stable_baselines3() -> None:
     code = "import sys, optex_rl, optex_rl.cli; assert not any(m.startswith('stable_baselines3') for m in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_says_what_to_install() -> None:
+    code = "import sys; sys.modules['stable_baselines3'] = None; import optex_rl.sb3"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "optex_rl.sb3 needs stable-baselines3: pip install 'optex-rl[sb3]'" in result.stderr
 
 
 @pytest.mark.parametrize("steps", range(8, 12))
@@ -196,6 +208,25 @@ def run_save_load_continue(algorithm: str, **options: Any) -> None:
 @pytest.mark.parametrize("algorithm", ["a2c", "ppo", "dqn"])
 def test_trains_saves_loads_and_continues(algorithm: str) -> None:
     run_save_load_continue(algorithm, parallelism=3, history_size=10)
+
+
+@pytest.mark.parametrize("cls", [A2C, PPO])
+@pytest.mark.parametrize(
+    ("policy", "env", "arguments"),
+    [
+        ("MultiInputPolicy", SimpleMultiObsEnv, {}),
+        ("CnnPolicy", lambda: FakeImageEnv(screen_height=36, screen_width=36), {}),
+        ("MlpPolicy", "Pendulum-v1", {"use_sde": True}),
+    ],
+    ids=["dictionaries", "images", "gSDE"],
+)
+def test_any_policy(cls: Any, policy: str, env: Any, arguments: dict[str, Any]) -> None:
+    kwargs = {"optimizer_class": OptEx, "optimizer_kwargs": {"parallelism": 3, "history_size": 4}}
+    model = cls(policy, make_vec_env(env, 2), policy_kwargs=kwargs, n_steps=32, seed=0, device="cpu", **arguments)
+    before = weights(model)
+    model.learn(192)
+    assert not same(weights(model), before)
+    assert all(value.isfinite().all() for value in weights(model).values())
 
 
 @pytest.mark.slow

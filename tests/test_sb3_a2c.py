@@ -236,6 +236,15 @@ def test_every_selection_learns(selection: str) -> None:
     assert all(value.isfinite().all() for value in weights(model).values())
 
 
+def test_frozen_parameters_stay() -> None:
+    model = make()
+    model.policy.value_net.requires_grad_(False)
+    before = weights(model)
+    model.learn(4 * 8 * 6)
+    moved = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
+    assert moved == before.keys() - {"value_net.weight", "value_net.bias"}
+
+
 def test_the_policy_is_the_iterate_throughout() -> None:
     model = make()
     seen: list[bool] = []
@@ -282,10 +291,11 @@ def test_loads_for_another_number_of_points_and_as_plain_a2c(tmp_path: Path) -> 
     )
     wider.learn(4 * 10 * 2, reset_num_timesteps=False)
     assert wider._optimizer.options.parallelism == 5
-    plain = A2C.load(tmp_path / "model", device="cpu")
-    assert same(weights(plain), weights(model))
     observation = np.array([0.01, 0.02, 0.03, 0.04], dtype=np.float32)
-    assert plain.predict(observation, deterministic=True) == model.predict(observation, deterministic=True)
+    for cls in (OptExA2C, A2C):
+        without_env = cls.load(tmp_path / "model", device="cpu")
+        assert same(weights(without_env), weights(model))
+        assert without_env.predict(observation, deterministic=True) == model.predict(observation, deterministic=True)
 
 
 def test_set_env_and_a_second_learn() -> None:
@@ -360,6 +370,8 @@ def test_refuses_what_it_cannot_do() -> None:
 
     with pytest.raises(ConfigError, match="Own has its own predict_values"):
         make(policy=Own)
+    with pytest.raises(ConfigError, match="what Dropout draws"):
+        make(policy_kwargs={"activation_fn": torch.nn.Dropout})
     assert make("Pendulum-v1", use_sde=True, parallelism=1).learn(64).num_timesteps >= 64
 
 
