@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -115,6 +116,19 @@ class Engine:
         else:
             self.base.move_to(proposal.points[0])
             self.tell(torch.stack(proposal.gradients), None, with_gradient)
+
+    @contextmanager
+    def at_iterate(self) -> Iterator[None]:
+        """The parameters at the iterate for the length of the block, and back where `emulate` had left them."""
+        proposal = self.proposal
+        if proposal is None or not self.base.is_at(proposal.points[len(proposal.gradients)]):
+            yield
+            return
+        self.base.move_to(proposal.points[0])
+        yield  # no try: after an error, or in a block never left, the iterate is the better place to stay
+        # What loads, steps or moves the parameters within the block is not undone.
+        if self.proposal is proposal and self.base.is_at(proposal.points[0]):
+            self.base.move_to(proposal.points[len(proposal.gradients)])
 
     def extrapolate(self) -> None:
         """One true gradient into the history, then N·stride base steps with posterior means."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any
 
@@ -174,6 +175,14 @@ class OptEx(Optimizer):
     def reset_history(self) -> None:
         """Forget the history and the iteration under way, as after a change of the objective."""
         self._engine.reset()
+
+    def at_iterate(self) -> AbstractContextManager[None]:
+        """A block in which the parameters are at the iterate, to evaluate or save them there.
+
+        Only with ``without_closure="emulate"`` are they ever elsewhere between two steps. A state dictionary made in
+        the block goes on from the iterate: what it holds of the iteration under way is evaluated anew.
+        """
+        return self._engine.at_iterate()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the base. The history starts anew: its rows have the old length."""

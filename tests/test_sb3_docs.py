@@ -1,0 +1,46 @@
+"""The examples of the page on stable-baselines3, and the scripts, run as they stand but for their length."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "stable-baselines3.md"
+
+
+def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block.replace("100_000", "1_000").replace("1_280", "50").replace("60 * 128 * 32", "2 * 128 * 32"), names)
+    assert len(list(tmp_path.glob("checkpoints/*.zip"))) == 2
+    assert (tmp_path / "cartpole.zip").exists()
+    assert "Eval num_timesteps=400" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("sb3_drop_in.py", ["--total-timesteps", "2048"], "the history went along"),
+        ("sb3_parallel.py", ["--rollouts", "2"], "return of the iterate"),
+        ("benchmark_sb3_ppo.py", ["--batch-sizes", "8", "--parallelism", "2", "--repeats", "2"], "| 8 | 2 |"),
+        ("benchmark_sb3.py", ["--seeds", "1", "--rollouts", "2", "--n-steps", "8"], "| OptExA2C, rate × 4 |"),
+    ],
+)
+def test_scripts_run(
+    script: str,
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+    assert said in capsys.readouterr().out
