@@ -18,8 +18,11 @@ from .options import BLOCKS, SELECTIONS, OptExOptions, check_at_least, check_cho
 
 METHODS: Final = ("vanilla", "data-parallel", "target", "optex")
 SCHEDULES: Final = ("constant", "linear")
-# Options that may differ between a run and its resumption: where it is written and shown, and how long it is.
-FREE: Final = ("iterations", "device", "logdir", "run_name", "progress_bar")
+# Options that may differ between a run and its resumption: how long it is, and where and how it is written and shown.
+FREE: Final = (
+    *("iterations", "checkpoint_freq", "max_bad_iterations"),
+    *("device", "logdir", "run_name", "progress_bar"),
+)
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:

@@ -65,9 +65,18 @@ def evidence_loss(kernels: Tensor, noises: Tensor, gram: Tensor) -> Tensor:
 
     Returns:
         The loss of each pair, ``[L, S]``.
+
+    Raises:
+        NotPositiveDefiniteError: the eigendecomposition fails, as it does where entries are not finite.
     """
     T = gram.shape[-1]
-    eigenvalues, Q = torch.linalg.eigh(kernels)
+    try:
+        eigenvalues, Q = torch.linalg.eigh(kernels)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # documented, but not in its stub
+        bad = int((~torch.isfinite(kernels)).sum())
+        raise NotPositiveDefiniteError(
+            f"kernel matrices of shape {tuple(kernels.shape)} with {bad} non-finite entries have no eigendecomposition"
+        ) from error
     energy = (Q * (gram @ Q)).sum(-2)  # diag(Qᵀ GGᵀ Q), [L, T]
     spectrum = eigenvalues.clamp_min(0.0).unsqueeze(1) + noises[:, None]  # [L, S, T]
     fit = (energy.unsqueeze(1) / spectrum).sum(-1).clamp_min(torch.finfo(gram.dtype).tiny)

@@ -123,7 +123,8 @@ class RunLog:
         lines = whole[:position].split(b"\r\n")
         numbers = [line.split(b",")[0] for line in lines]
         expected = [b"iteration", *(str(i).encode() for i in range(1, iteration + 1)), b""]
-        if lines[0].decode(errors="replace").split(",") != ["iteration", *COLUMNS] or numbers != expected:
+        complete = position <= len(whole) and numbers == expected
+        if not complete or lines[0].decode(errors="replace").split(",") != ["iteration", *COLUMNS]:
             raise RunFolderError(f"{path} does not hold the {iteration} iterations that the checkpoint knows of")
         with path.open("r+b") as file:
             file.truncate(position)

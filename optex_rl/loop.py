@@ -38,6 +38,7 @@ class TrainResult:
             progress.csv.
         iterations: sequential iterations done, those before a resumption included.
         signal: number of the signal that stopped it, or None.
+        saving: seconds of this call spent on writing checkpoint.pt and best_model.pt.
     """
 
     policy: nn.Module
@@ -47,6 +48,7 @@ class TrainResult:
     rows: list[dict[str, float]] = field(default_factory=list)
     iterations: int = 0
     signal: int | None = None
+    saving: float = 0.0
 
 
 class Recorder:
@@ -66,7 +68,7 @@ class Recorder:
         self._started = time.perf_counter() - (0.0 if saved is None else saved["wall_time"])
         self._saved_at = time.perf_counter()
         self._saved_iteration = -1 if saved is None else trainer.iteration
-        self.seconds_saving = 0.0
+        self.saving = 0.0
         self._total = None if saved is None else saved["iterations"]
 
     def begin(self) -> None:
@@ -98,15 +100,11 @@ class Recorder:
         if self.run_dir is None or self._log is None:
             return
         started = time.perf_counter()
-        content = {
-            **self.trainer.state_dict(),
-            "csv_bytes": self._log.sync(),
-            "wall_time": self.elapsed(),
-            **origin(self.trainer),
-        }
+        state, counted = self.trainer.state_dict(), self._log.sync()
+        content = {**state, "csv_bytes": counted, "wall_time": self.elapsed(), **origin(self.trainer)}
         save_checkpoint(self.run_dir / "checkpoint.pt", content)
         self._saved_at, self._saved_iteration = time.perf_counter(), self.trainer.iteration
-        self.seconds_saving += self._saved_at - started
+        self.saving += self._saved_at - started
 
     def keep_best(self) -> float:
         """Evaluate the iterate and write best_model.pt if no evaluation was better before; returns the mean return."""
@@ -115,8 +113,10 @@ class Recorder:
         if mean_return > trainer.best_return:
             trainer.best_return = mean_return
             if self.run_dir is not None:
+                started = time.perf_counter()
                 content = {"policy": trainer.policy.state_dict(), "iteration": trainer.iteration, "return": mean_return}
                 save_checkpoint(self.run_dir / "best_model.pt", content | origin(trainer))
+                self.saving += time.perf_counter() - started
         return mean_return
 
     def close(self) -> None:
@@ -250,7 +250,7 @@ def _loop(trainer: Trainer, recorder: Recorder) -> TrainResult:
         recorder.finish()
     result.iterations = trainer.iteration
     result.interrupted = trainer.iteration < trainer.config.iterations
-    result.signal = stop.number
+    result.signal, result.saving = stop.number, recorder.saving
     return result
 
 

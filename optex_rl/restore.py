@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .checkpoints import check_like
 from .errors import OptExError, RunFolderError
@@ -78,10 +79,17 @@ def _check_numbers(path: Path, content: dict[str, Any]) -> None:
             raise RunFolderError(f"{path}.{name} must be a number of at least 0, it is {value}")
     for entry in content["episodes"]["window"]:
         check_like(f"{path}.episodes.window", entry, [0.0, 0])
-    tensors = {name: value for name, value in content["policy"].items() if value.is_floating_point()}
-    for name, value in tensors.items():
-        if not value.isfinite().all():
-            raise RunFolderError(f"{path}.policy.{name} is not finite")
+    for name in ("policy", "optimizer", "collector"):
+        _check_finite(f"{path}.{name}", content[name])
+
+
+def _check_finite(path: str, value: Any) -> None:
+    """Refuse a nest with tensors that hold NaN or infinite values: training keeps none."""
+    if isinstance(value, Tensor) and not value.isfinite().all():
+        raise RunFolderError(f"{path} is not finite")
+    if isinstance(value, (dict, list, tuple)):
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_finite(f"{path}.{key}", entry)
 
 
 def _check_base(path: str, state: dict[str, Any], trainer: Trainer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,14 +86,16 @@ def locked(run_dir: Path) -> Iterator[None]:
         return
     import fcntl
 
-    descriptor = os.open(run_dir, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with ExitStack() as stack:
+        try:
+            descriptor = os.open(run_dir, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunFolderError(f"another process is writing to run folder {run_dir}: wait or stop it") from error
+        except OSError as error:
+            raise RunFolderError(f"run folder {run_dir} cannot be locked: {error.strerror}") from error
         yield
-    except BlockingIOError as error:
-        raise RunFolderError(f"another process is writing to run folder {run_dir}: wait for it or stop it") from error
-    finally:
-        os.close(descriptor)
 
 
 def describe_network(policy: nn.Module) -> dict[str, Any]:

