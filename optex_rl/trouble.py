@@ -70,6 +70,8 @@ class TroubleLog:
         self.in_a_row = 0
         self.dropped = 0
         self._files = 0
+        self._iteration = 0  # of the last bad attempt
+        self._attempt = 0  # its number among the bad ones of that iteration
         self._last: NumericalError | None = None
 
     def good(self) -> None:
@@ -88,6 +90,8 @@ class TroubleLog:
             NumericalError: as ``error``, if there were too many in a row.
         """
         self.in_a_row += 1
+        self._attempt = self._attempt + 1 if iteration == self._iteration else 1
+        self._iteration = iteration
         message = f"iteration {iteration}: {error}"
         kept = self._keep(iteration, {"iteration": iteration, "message": message, **(evidence or {})})
         if self.in_a_row > self.limit:
@@ -104,18 +108,20 @@ class TroubleLog:
         if self.folder is None:
             return ""
         if self._files < MOST_FILES:
-            suffix = "" if self.in_a_row == 1 else f"_{self.in_a_row}"
+            suffix = "" if self._attempt == 1 else f"_{self._attempt}"
             self._files += 1
             save_checkpoint(self.folder / f"trouble_{iteration}{suffix}.pt", content)
         return f" (see {self.folder}/trouble_*.pt)"
 
     def state_dict(self) -> dict[str, Any]:
         """Copy as plain values."""
-        return {"in_a_row": self.in_a_row, "dropped": self.dropped, "files": self._files}
+        counts = {"in_a_row": self.in_a_row, "dropped": self.dropped, "files": self._files}
+        return counts | {"iteration": self._iteration, "attempt": self._attempt}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.in_a_row, self.dropped, self._files = state["in_a_row"], state["dropped"], state["files"]
+        self._iteration, self._attempt = state["iteration"], state["attempt"]
 
 
 def describe(reasons: dict[int, str]) -> NonFiniteError:
