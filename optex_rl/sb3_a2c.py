@@ -105,7 +105,8 @@ class OptExA2C(A2C):
             # As ActorCriticPolicy does for Adam without arguments.
             base_kwargs = {"eps": 1e-5} if cls is torch.optim.Adam and options is None else options
             cls, options = OptEx, {"base": cls, "base_kwargs": dict(base_kwargs or {})}
-        clip = {} if self.parallelism == 1 else {"max_grad_norm": self.max_grad_norm}
+        # With one point A2C clips before the step, as ever.
+        clip = {"max_grad_norm": None if self.parallelism == 1 else self.max_grad_norm}
         options = {**(options or {}), **clip, **self.optex_kwargs, "parallelism": self.parallelism}
         return {**policy_kwargs, "optimizer_class": cls, "optimizer_kwargs": options}
 
@@ -130,11 +131,11 @@ class OptExA2C(A2C):
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         assert self._last_obs is not None
         self.policy.set_training_mode(False)
-        self._points = self._optimizer.ask()
-        networks = StackedNetworks(self.policy, self._points)
         n_steps = 0
         rollout_buffer.reset()
         callback.on_rollout_start()
+        self._points = self._optimizer.ask()
+        networks = StackedNetworks(self.policy, self._points)
         while n_steps < n_rollout_steps:
             actions, values, log_probs = self._act(networks)
             new_obs, rewards, dones, infos = env.step(self._within_bounds(actions))

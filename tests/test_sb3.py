@@ -136,17 +136,23 @@ def test_says_what_to_install() -> None:
     assert "optex_rl.sb3 needs stable-baselines3: pip install 'optex-rl[sb3]'" in result.stderr
 
 
-@pytest.mark.parametrize("steps", range(8, 12))
-def test_goes_on_bit_for_bit_from_every_position_of_a_cycle(steps: int) -> None:
-    """8 to 11 updates of N = 4 points, counted from the first: positions 0 to 3 of the third cycle."""
-    one = drop_in("a2c", without_closure="emulate", parallelism=4).learn(5 * steps)
+@pytest.mark.parametrize(
+    ("algorithm", "steps", "N", "position"),
+    # A2C makes one update in five steps, PPO (see SMALL) four in 64.
+    [
+        *(("a2c", 5 * updates, 4, updates % 4) for updates in range(8, 12)),
+        *(("ppo", 64 * rollouts, 3, 4 * rollouts % 3) for rollouts in range(3, 6)),
+    ],
+)
+def test_goes_on_bit_for_bit_from_every_position_of_a_cycle(algorithm: str, steps: int, N: int, position: int) -> None:
+    one = drop_in(algorithm, without_closure="emulate", parallelism=N).learn(steps)
     two = reloaded(one, env=make_vec_env("CartPole-v1", 1))
-    position = one.policy.optimizer.state_dict()["optex"]["proposal"]
-    assert (0 if position is None else len(position["gradients"])) == steps % 4
+    under_way = one.policy.optimizer.state_dict()["optex"]["proposal"]
+    assert (0 if under_way is None else len(under_way["gradients"])) == position
     for model in (one, two):
         model.set_random_seed(1)
         model._last_obs = None  # both from a fresh episode: the environment is not part of the file
-        model.learn(70, reset_num_timesteps=False)
+        model.learn(130, reset_num_timesteps=False)
     assert same(weights(one), weights(two))
     assert same(one.policy.optimizer.state_dict(), two.policy.optimizer.state_dict())
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from optex_rl import ConfigError, OptEx
-from optex_rl.sb3 import OptExA2C, make_sb3_vec_env
+from optex_rl.sb3 import OptExA2C, OptExCallback, make_sb3_vec_env
 from optex_rl.sb3_networks import StackedNetworks
 
 from .helpers import same
@@ -69,7 +69,7 @@ class Recorder(BaseCallback):
         self.infos: list[list[dict[str, Any]]] = []
         self.rewards: list[Any] = []
 
-    def _on_rollout_start(self) -> None:
+    def _on_rollout_end(self) -> None:
         points = self.model._points  # type: ignore[attr-defined]
         self.points.append(points.clone())
 
@@ -296,6 +296,25 @@ def test_loads_for_another_number_of_points_and_as_plain_a2c(tmp_path: Path) -> 
         without_env = cls.load(tmp_path / "model", device="cpu")
         assert same(weights(without_env), weights(model))
         assert without_env.predict(observation, deterministic=True) == model.predict(observation, deterministic=True)
+
+
+def test_loads_for_one_point_as_if_made_for_one() -> None:
+    one = reloaded(make().learn(4 * 8 * 6), env=make_sb3_vec_env("CartPole-v1", 6), parallelism=1)
+    plain = reloaded(one, env=make_sb3_vec_env("CartPole-v1", 6))
+    assert one.policy.optimizer.options.max_grad_norm is None
+    stock = A2C("MlpPolicy", make_sb3_vec_env("CartPole-v1", 6), n_steps=8, device="cpu")
+    stock.policy.load_state_dict(weights(plain))
+    base: Any = plain.policy.optimizer.base
+    stock.policy.optimizer.load_state_dict(copy.deepcopy(base.state_dict()))
+    for model in (plain, stock):
+        model.set_random_seed(2)
+        model.learn(3 * 8 * 6)
+    assert same(weights(plain), weights(stock))
+
+
+def test_the_history_may_be_reset_at_each_rollout() -> None:
+    model = make().learn(3 * 8 * 6, OptExCallback(reset_history=True))
+    assert len(model._optimizer.state_dict()["optex"]["history"]["points"]) == 3
 
 
 def test_set_env_and_a_second_learn() -> None:
