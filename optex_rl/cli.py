@@ -17,7 +17,7 @@ from .config import TrainConfig, load_config
 from .envs import make_vec
 from .errors import ConfigError, OptExError, RunFolderError
 from .evaluation import evaluate_policy
-from .training import TrainResult, build_policy, train
+from .training import TrainResult, build_normalizer, build_policy, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -154,12 +154,13 @@ def run_evaluate(options: argparse.Namespace) -> int:
     path = options.run_dir / ("best_model.pt" if options.best else "checkpoint.pt")
     content = load_checkpoint(path)
     envs = make_vec(config.env, options.episodes)
-    policy = build_policy(config, envs)
+    policy, normalizer = build_policy(config, envs), build_normalizer(config, envs)
     try:
         policy.load_state_dict(content["policy"])
+        normalizer.load_state_dict(content["normalizer"])
     except (RuntimeError, KeyError) as error:
         raise RunFolderError(f"{path} holds a policy of another network than config.yml describes") from error
-    returns = evaluate_policy(policy, envs, options.seed)
+    returns = evaluate_policy(policy, envs, options.seed, normalizer)
     envs.close()
     print(
         f"{config.env}, {len(returns)} episodes: mean return {np.mean(returns):.2f} ± {np.std(returns):.2f}, "

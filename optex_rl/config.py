@@ -61,6 +61,10 @@ class TrainConfig:
     vf_coef: float = _option(0.5, "weight of the value loss")
     normalize_advantage: bool = _option(True, "normalise the advantages of each point")
     baseline: bool = _option(True, "subtract a learned baseline (reinforce)")
+    normalize_obs: bool = _option(False, "normalise observations by running mean and variance")
+    normalize_reward: bool = _option(False, "divide rewards by the running deviation of the discounted return")
+    noise_repeat: int = _option(1, "hold the random numbers of exploration for so many steps")
+    log_std_init: float = _option(0.0, "initial logarithm of the deviation of continuous actions")
     max_grad_norm: float | None = _option(0.5, "clip gradients to this norm before a base step; none for no clipping")
     net_arch: tuple[int, ...] = _option((64, 64), "hidden layers of actor and critic")
     activation: str = _option("tanh", "activation of the hidden layers", ("tanh", "relu"))
@@ -77,12 +81,14 @@ class TrainConfig:
         for spec in dataclasses.fields(self):
             if spec.metadata["choices"] is not None:
                 check_choice(spec.name, getattr(self, spec.name), spec.metadata["choices"])
-        for name in ("iterations", "n_envs", "n_steps", "eval_episodes"):
+        for name in ("iterations", "n_envs", "n_steps", "noise_repeat", "eval_episodes"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("seed", self.seed, 0)
         check_at_least("eval_freq", self.eval_freq, 0)
         if not (0.0 <= self.learning_rate < math.inf):
             raise ConfigError(f"learning_rate must be a number of at least 0, got {self.learning_rate}")
+        if not math.isfinite(self.log_std_init):
+            raise ConfigError(f"log_std_init must be a finite number, got {self.log_std_init}")
         self.optex_options()
         resolve_base(self.optimizer)
         check_device(self.device)

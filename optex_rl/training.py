@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import nn
 
-from .agents import MlpPolicy, make_agent
+from .agents import MlpPolicy, make_agent, observation_size
 from .bases import fused_kwargs, make_base
 from .checkpoints import make_run_folder, save_checkpoint
 from .config import TrainConfig
@@ -20,6 +20,7 @@ from .envs import describe_backend, make_vec
 from .evaluation import FusedEvaluator, evaluate_policy
 from .interrupts import stop_on_interrupt
 from .logs import EpisodeStatistics, ProgressBar, RunLog
+from .normalization import Normalizer
 from .optimizer import OptEx
 from .rollout import Collector, spawn_seeds
 
@@ -63,7 +64,10 @@ class Trainer:
         kwargs = fused_kwargs(config.optimizer)
         base = make_base(config.optimizer, parameter_groups(policy), config.learning_rate, kwargs)
         self.optimizer = OptEx.wrap(base, **asdict(config.optex_options()))
-        collector = Collector(envs, config.num_points, config.n_steps, config.seed)
+        self.normalizer = build_normalizer(config, envs)
+        collector = Collector(
+            envs, config.num_points, config.n_steps, config.seed, self.normalizer, config.noise_repeat
+        )
         self.evaluator = FusedEvaluator(policy, agent, collector)
         self.episodes = EpisodeStatistics()
         self.iteration = 0
@@ -84,6 +88,7 @@ class Trainer:
             points = self.optimizer.ask()
             gradients, losses, episodes = self.evaluator(points)
             self.optimizer.tell(gradients, losses.total)
+            self.normalizer.update()
             self.episodes.add(episodes)
             self.env_steps += int(np.prod(self.evaluator.collector.shape))
         self.iteration += 1
@@ -101,7 +106,7 @@ class Trainer:
         if self._evaluation_envs is None:
             self._evaluation_envs = make_vec(self.config.env, self.config.eval_episodes)
         seed = spawn_seeds(self.config.seed, 3, 1)[0]
-        return float(np.mean(evaluate_policy(self.policy, self._evaluation_envs, seed)))
+        return float(np.mean(evaluate_policy(self.policy, self._evaluation_envs, seed, self.normalizer)))
 
     def evaluation_due(self) -> bool:
         """Whether the iterate is to be evaluated now."""
@@ -113,6 +118,7 @@ class Trainer:
         return {
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "normalizer": self.normalizer.state_dict(),
             "collector": self.evaluator.collector.state_dict(),
             "episodes": self.episodes.state_dict(),
             "iteration": self.iteration,
@@ -124,6 +130,7 @@ class Trainer:
         """Go on from `state_dict`."""
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.normalizer.load_state_dict(state["normalizer"])
         self.evaluator.collector.load_state_dict(state["collector"])
         self.episodes.load_state_dict(state["episodes"])
         self.iteration, self.env_steps = state["iteration"], state["env_steps"]
@@ -144,8 +151,16 @@ def build_policy(config: TrainConfig, envs: VectorEnv[Any, Any, Any]) -> MlpPoli
         net_arch=config.net_arch,
         activation=config.activation,
         critic=make_agent(config.algo, **config.agent_options()).needs_critic,
+        log_std_init=config.log_std_init,
         generator=torch.Generator().manual_seed(spawn_seeds(config.seed, 2, 1)[0]),
     )
+
+
+def build_normalizer(config: TrainConfig, envs: VectorEnv[Any, Any, Any]) -> Normalizer:
+    """The normalisation that the options describe, before it has seen anything."""
+    features = observation_size(envs.single_observation_space)
+    flags = {"obs": config.normalize_obs, "reward": config.normalize_reward}
+    return Normalizer(features, envs.num_envs, config.gamma, **flags)
 
 
 def parameter_groups(policy: nn.Module) -> list[dict[str, Any]]:
@@ -205,6 +220,11 @@ def _evaluate_and_keep_best(trainer: Trainer, run_dir: Path | None) -> float:
     if mean_return > trainer.best_return:
         trainer.best_return = mean_return
         if run_dir is not None:
-            content = {"policy": trainer.policy.state_dict(), "iteration": trainer.iteration, "return": mean_return}
+            content = {
+                "policy": trainer.policy.state_dict(),
+                "normalizer": trainer.normalizer.state_dict(),
+                "iteration": trainer.iteration,
+                "return": mean_return,
+            }
             save_checkpoint(run_dir / "best_model.pt", content)
     return mean_return
