@@ -17,7 +17,9 @@ from .config import TrainConfig, load_config
 from .envs import make_vec
 from .errors import ConfigError, OptExError, RunFolderError
 from .evaluation import evaluate_policy
+from .settings import tuned_options
 from .training import TrainResult, build_normalizer, build_policy, train
+from .video import record_episode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--episodes", type=int, default=100, help="how many (default: 100)")
     command.add_argument("--seed", type=int, default=0, help="of the environments (default: 0)")
     command.add_argument("--best", action="store_true", help="use best_model.pt in place of the last policy")
+    command.add_argument(
+        "--video", nargs="?", const="", metavar="PATH", help="draw the first episode (default PATH: RUN_DIR/video.gif)"
+    )
     command.set_defaults(run=run_evaluate)
 
     command = commands.add_parser("plot", parents=[common], help="draw the learning curves of runs into one picture")
@@ -62,7 +67,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
-    """One flag for each field of `TrainConfig`, its help and its choices taken from there."""
+    """One flag for each field of `TrainConfig`, its help and its choices taken from there.
+
+    A flag that is not given leaves nothing behind, so that it is known which were.
+    """
     hints = get_type_hints(TrainConfig)
     for spec in dataclasses.fields(TrainConfig):
         if spec.name in leave_out:
@@ -72,7 +80,10 @@ def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[
         flag = "--" + spec.name.replace("_", "-")
         if hint is bool:
             parser.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=default, help=spec.metadata["help"]
+                flag,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=f"{spec.metadata['help']} (default: {'yes' if default else 'no'})",
             )
             continue
         is_tuple = get_origin(hint) is tuple
@@ -81,7 +92,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[
             flag,
             type=int if is_tuple else flag_reader(hint),
             nargs="+" if is_tuple else None,
-            default=default,
+            default=argparse.SUPPRESS,
             choices=spec.metadata["choices"],
             metavar=None if spec.metadata["choices"] else spec.name.upper(),
             help=f"{spec.metadata['help']} (default: {shown})",
@@ -109,19 +120,35 @@ def flag_reader(hint: Any) -> Callable[[str], Any]:
     return value
 
 
+def given_options(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of `add_config_arguments` that were given, as arguments of `TrainConfig`; other flags are left out."""
+    given = {spec.name: flags[spec.name] for spec in dataclasses.fields(TrainConfig) if spec.name in flags}
+    return given | ({"net_arch": tuple(given["net_arch"])} if "net_arch" in given else {})
+
+
 def config_from_flags(flags: Mapping[str, Any]) -> TrainConfig:
-    """The options that the flags of `add_config_arguments` say; other flags are ignored."""
-    names = [spec.name for spec in dataclasses.fields(TrainConfig) if spec.name in flags]
-    return TrainConfig(**{name: flags[name] for name in names} | {"net_arch": tuple(flags["net_arch"])})
+    """The options that the flags of `add_config_arguments` say, and the defaults of `TrainConfig` for the rest."""
+    return TrainConfig(**given_options(flags))
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """The command train."""
-    config = config_from_flags(vars(options))
+    """The command train: options not given are the tuned ones of the task, where there are any."""
+    given = given_options(vars(options))
+    config = TrainConfig.recommended(**given)
     print(f"{config.algo} on {config.env}, {config.method}, {config.optimizer} {config.learning_rate:g}")
+    print(describe_settings(config, given))
     result = train(config)
     print_summary(result)
     return 130 if result.interrupted else 0
+
+
+def describe_settings(config: TrainConfig, given: Collection[str]) -> str:
+    """One line saying which tuned options of the task are in force, those given on the command line left out."""
+    tuned = tuned_options(config.env, config.algo)
+    if not tuned:
+        return f"no tuned settings for {config.algo} on {config.env}: defaults"
+    words = [f"{name}={value}" for name, value in tuned.items() if name not in given]
+    return f"tuned settings: {', '.join(words) or 'none, all given'}"
 
 
 def print_summary(result: TrainResult) -> None:
@@ -166,6 +193,10 @@ def run_evaluate(options: argparse.Namespace) -> int:
         f"{config.env}, {len(returns)} episodes: mean return {np.mean(returns):.2f} ± {np.std(returns):.2f}, "
         f"least {min(returns):.2f}, most {max(returns):.2f}"
     )
+    if options.video is not None:
+        path = Path(options.video or options.run_dir / "video.gif")
+        episode_return, length = record_episode(config.env, policy, options.seed, normalizer, path)
+        print(f"video  {path}, {length} steps, return {episode_return:.2f}")
     return 0
 
 

@@ -14,6 +14,7 @@ import yaml
 from .bases import resolve_base
 from .errors import ConfigError, RunFolderError
 from .options import BLOCKS, SELECTIONS, OptExOptions, check_at_least, check_choice
+from .settings import tuned_options
 
 METHODS: Final = ("vanilla", "data-parallel", "target", "optex")
 SCHEDULES: Final = ("constant", "linear")
@@ -92,6 +93,18 @@ class TrainConfig:
         self.optex_options()
         resolve_base(self.optimizer)
         check_device(self.device)
+
+    @classmethod
+    def recommended(cls, env: str = "CartPole-v1", algo: str = "a2c", **overrides: Any) -> TrainConfig:
+        """The tuned options of an agent on a task, or the defaults where there are none; ``overrides`` win.
+
+        Raises:
+            ConfigError: as for the class.
+        """
+        unknown = sorted(overrides.keys() - {spec.name for spec in dataclasses.fields(cls)})
+        if unknown:
+            raise ConfigError(f"TrainConfig has no option {', '.join(unknown)}")
+        return cls(**{"env": env, "algo": algo, **tuned_options(env, algo), **overrides})
 
     @property
     def num_points(self) -> int:
