@@ -31,6 +31,7 @@ class TrainResult:
 
     Attributes:
         policy: the trained network.
+        normalizer: the statistics that the policy is used with, see `evaluate_policy`.
         run_dir: the run folder, or None if nothing was written.
         backend: what steps the environments.
         interrupted: whether training was stopped before its last iteration.
@@ -38,6 +39,7 @@ class TrainResult:
     """
 
     policy: nn.Module
+    normalizer: Normalizer
     run_dir: Path | None
     backend: str
     interrupted: bool = False
@@ -188,7 +190,9 @@ def train(config: TrainConfig, policy: nn.Module | None = None) -> TrainResult:
     """
     trainer = Trainer(config, policy)
     run_dir = make_run_folder(config)
-    result = TrainResult(trainer.policy, run_dir, describe_backend(trainer.evaluator.collector.envs))
+    result = TrainResult(
+        trainer.policy, trainer.normalizer, run_dir, describe_backend(trainer.evaluator.collector.envs)
+    )
     log = None if run_dir is None else RunLog(run_dir)
     bar = ProgressBar(config.iterations, show=config.progress_bar)
     started = time.perf_counter()
