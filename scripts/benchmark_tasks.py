@@ -72,11 +72,10 @@ def interquartile_mean(values: Any, axis: int = 0) -> Any:
 
 def spread(values: list[float]) -> str:
     """Interquartile mean over seeds with its 95 % bootstrap interval."""
-    centre = interquartile_mean(values)
-    if min(values) == max(values):  # nothing to resample
-        return f"{centre:.0f} ({centre:.0f} … {centre:.0f})"
-    interval = bootstrap((values,), interquartile_mean, rng=np.random.default_rng(0)).confidence_interval
-    return f"{centre:.0f} ({interval.low:.0f} … {interval.high:.0f})"
+    # Percentiles, because the default, BCa, is undefined where all but one of the seeds agree.
+    interval = bootstrap((values,), interquartile_mean, method="percentile", rng=np.random.default_rng(0))
+    low, high = interval.confidence_interval
+    return f"{interquartile_mean(values):.0f} ({low:.0f} … {high:.0f})"
 
 
 def median_of_all(values: list[float], digits: int) -> str:
@@ -97,7 +96,7 @@ def table_row(config: TrainConfig, outcomes: list[Outcome]) -> str:
 
 
 def main() -> None:
-    """Parse the flags, run tasks and seeds, print a line as each task is done."""
+    """Parse the flags, run tasks and seeds; a line as each task is done, the final returns of its seeds to stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=PUBLISHED, default=list(PUBLISHED), metavar="TASK")
     parser.add_argument("--seeds", type=int, default=10)
@@ -114,7 +113,9 @@ def main() -> None:
     with ProcessPoolExecutor(flags["workers"], mp_context=multiprocessing.get_context("spawn")) as pool:
         for task in flags["tasks"]:
             configs = [TrainConfig.recommended(task, **FIXED, **given, seed=seed) for seed in range(flags["seeds"])]
-            print(table_row(configs[0], list(pool.map(run, configs))), flush=True)
+            outcomes = list(pool.map(run, configs))
+            print(table_row(configs[0], outcomes), flush=True)
+            print(task, *(f"{outcome.final_return:.1f}" for outcome in outcomes), file=sys.stderr)
 
 
 if __name__ == "__main__":

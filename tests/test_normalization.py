@@ -234,6 +234,17 @@ def test_evaluation_uses_the_saved_statistics(tmp_path: Path, capsys: pytest.Cap
         assert f"mean return {expected:.2f} " in capsys.readouterr().out
 
 
+def test_environments_that_begin_anew_have_gathered_nothing() -> None:
+    """The state of Gymnasium's environments cannot be saved; what their episodes had gathered must not go on."""
+    envs = make_vec("Pendulum-v1", 2, backend="sync")
+    normalizer = Normalizer(3, 2, 0.9, reward=True)
+    collector = Collector(envs, 1, 4, 0, normalizer)
+    normalizer.see(np.zeros((1, 2, 3)), np.ones((1, 2)), np.zeros((1, 2), np.bool_))
+    assert normalizer.state_dict()["returns_so_far"].tolist() == [1.0, 1.0]
+    collector.load_state_dict(collector.state_dict())
+    assert normalizer.state_dict()["returns_so_far"].tolist() == [0.0, 0.0]
+
+
 def test_noise_is_held() -> None:
     """Action minus mean changes only where new random numbers come: every 4 steps, the last time for 2."""
     collector, policy = make_collector(noise_repeat=4)

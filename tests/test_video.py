@@ -48,8 +48,9 @@ def test_native_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert f"mean return {episode_return:.2f} " in out
     with Image.open(run_dir / "video.gif") as video:
         assert video.size == (600, 400)
-        assert 1 < video.n_frames <= -(-steps // 2)
-        assert sum(durations(video)) == -(-steps // 2) * 40
+        shown = list(durations(video))
+    assert 1 < len(shown) <= -(-steps // 2)
+    assert sum(shown) == -(-steps // 2) * 40
 
 
 @pytest.mark.parametrize("env", ["optex_rl/MountainCar-v0", "LunarLander-v3"])
@@ -59,17 +60,15 @@ def test_other_tasks_and_paths(env: str, tmp_path: Path, capsys: pytest.CaptureF
     assert main(["evaluate", str(run_dir), "--episodes", "2", "--video", str(path)]) == 0
     steps, _ = video_line(capsys)
     with Image.open(path) as video:
-        assert 1 < video.n_frames <= steps
+        assert 1 < len(list(durations(video))) <= steps
 
 
 def test_frames_come_back(tmp_path: Path) -> None:
     frames = [np.full((8, 6, 3), value, np.uint8) for value in (0, 100, 200)]
     save_gif(tmp_path / "v.gif", frames, fps=10)
     with Image.open(tmp_path / "v.gif") as video:
-        shown = []
-        for k in range(video.n_frames):
-            video.seek(k)
-            shown.append(int(np.asarray(video.convert("RGB"))[0, 0, 0]))
+        frames_read = ImageSequence.Iterator(video)
+        shown = [int(np.asarray(frame.convert("RGB"))[0, 0, 0]) for frame in frames_read]
         assert video.info["duration"] == 100
     assert shown == [0, 100, 200]
 
