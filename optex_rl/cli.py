@@ -16,11 +16,13 @@ import torch
 from .checkpoints import load_checkpoint
 from .config import TrainConfig, load_config
 from .envs import make_vec
-from .errors import ConfigError, OptExError, RunFolderError
+from .errors import ConfigError, OptExError
 from .evaluation import evaluate_policy
 from .loop import TrainResult, resume, train
-from .runs import IDENTITY, check_network, check_settings
-from .training import build_policy
+from .restore import restore_policy
+from .runs import IDENTITY, check_settings
+from .settings import tuned_options
+from .video import record_episode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,6 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--episodes", type=int, default=100, help="how many (default: 100)")
     command.add_argument("--seed", type=int, default=0, help="of the environments (default: 0)")
     command.add_argument("--best", action="store_true", help="use best_model.pt in place of the last policy")
+    command.add_argument(
+        "--video", nargs="?", const="", metavar="PATH", help="draw the first episode (default PATH: RUN_DIR/video.gif)"
+    )
     command.set_defaults(run=run_evaluate)
 
     command = commands.add_parser("plot", parents=[common], help="draw the learning curves of runs into one picture")
@@ -73,7 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
-    """One flag for each field of `TrainConfig`, its help and its choices taken from there; absent if not given."""
+    """One flag for each field of `TrainConfig`, its help and its choices taken from there.
+
+    A flag that is not given leaves nothing behind, so that it is known which were.
+    """
     hints = get_type_hints(TrainConfig)
     for spec in dataclasses.fields(TrainConfig):
         if spec.name in leave_out:
@@ -83,7 +91,10 @@ def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[
         flag = "--" + spec.name.replace("_", "-")
         if hint is bool:
             parser.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=spec.metadata["help"]
+                flag,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=f"{spec.metadata['help']} (default: {'yes' if default else 'no'})",
             )
             continue
         is_tuple = get_origin(hint) is tuple
@@ -120,25 +131,31 @@ def flag_reader(hint: Any) -> Callable[[str], Any]:
     return value
 
 
+def given_options(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of `add_config_arguments` that were given, as arguments of `TrainConfig`; other flags are left out."""
+    given = {spec.name: flags[spec.name] for spec in dataclasses.fields(TrainConfig) if spec.name in flags}
+    return given | ({"net_arch": tuple(given["net_arch"])} if "net_arch" in given else {})
+
+
 def config_from_flags(flags: Mapping[str, Any]) -> TrainConfig:
-    """The options that the flags of `add_config_arguments` say; other flags are ignored."""
-    values = {spec.name: flags[spec.name] for spec in dataclasses.fields(TrainConfig) if spec.name in flags}
-    return TrainConfig(**values | ({"net_arch": tuple(values["net_arch"])} if "net_arch" in values else {}))
+    """The options that the flags of `add_config_arguments` say, and the defaults of `TrainConfig` for the rest."""
+    return TrainConfig(**given_options(flags))
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """The command train."""
+    """The command train: options not given are the tuned ones of the task, where there are any."""
     if options.resume is not None:
         return run_resume(options)
-    config = config_from_flags(vars(options))
+    given = given_options(vars(options))
+    config = TrainConfig.recommended(**given)
     print(f"{config.algo} on {config.env}, {config.method}, {config.optimizer} {config.learning_rate:g}")
+    print(describe_settings(config, given))
     return report(train(config))
 
 
 def run_resume(options: argparse.Namespace) -> int:
     """The command train with --resume."""
-    known = [spec.name for spec in dataclasses.fields(TrainConfig) if spec.name != "iterations"]
-    others = ["--" + name.replace("_", "-") for name in known if name in vars(options)]
+    others = ["--" + name.replace("_", "-") for name in given_options(vars(options)) if name != "iterations"]
     if others:
         raise ConfigError(f"--resume takes the options of the run: leave out {', '.join(others)}")
     iterations = getattr(options, "iterations", None)
@@ -157,6 +174,15 @@ def report(result: TrainResult) -> int:
         return 0
     print(f"go on with   optex-rl train --resume {result.run_dir}" if result.run_dir else "nothing was saved")
     return 128 + (result.signal or 0)
+
+
+def describe_settings(config: TrainConfig, given: Collection[str]) -> str:
+    """One line saying which tuned options of the task are in force, those given on the command line left out."""
+    tuned = tuned_options(config.env, config.algo)
+    if not tuned:
+        return f"no tuned settings for {config.algo} on {config.env}: defaults"
+    words = [f"{name}={value}" for name, value in tuned.items() if name not in given]
+    return f"tuned settings: {', '.join(words) or 'none, all given'}"
 
 
 def print_summary(result: TrainResult) -> None:
@@ -190,18 +216,17 @@ def run_evaluate(options: argparse.Namespace) -> int:
     content = load_checkpoint(path)
     check_settings(path, content, config, IDENTITY)
     envs = make_vec(config.env, options.episodes)
-    policy = build_policy(config, envs)
-    check_network(path, content, policy)
-    try:
-        policy.load_state_dict(content["policy"])
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise RunFolderError(f"{path} does not hold the policy that it describes") from error
-    returns = evaluate_policy(policy, envs, options.seed)
+    policy, normalizer = restore_policy(config, envs, path, content)
+    returns = evaluate_policy(policy, envs, options.seed, normalizer)
     envs.close()
     print(
         f"{config.env}, {len(returns)} episodes: mean return {np.mean(returns):.2f} ± {np.std(returns):.2f}, "
         f"least {min(returns):.2f}, most {max(returns):.2f}"
     )
+    if options.video is not None:
+        path = Path(options.video or options.run_dir / "video.gif")
+        episode_return, length = record_episode(config.env, policy, options.seed, normalizer, path)
+        print(f"video  {path}, {length} steps, return {episode_return:.2f}")
     return 0
 
 

@@ -15,6 +15,7 @@ from .bases import resolve_base
 from .checkpoints import write_atomically
 from .errors import ConfigError, RunFolderError
 from .options import BLOCKS, SELECTIONS, OptExOptions, check_at_least, check_choice
+from .settings import tuned_options
 
 METHODS: Final = ("vanilla", "data-parallel", "target", "optex")
 SCHEDULES: Final = ("constant", "linear")
@@ -67,6 +68,10 @@ class TrainConfig:
     vf_coef: float = _option(0.5, "weight of the value loss")
     normalize_advantage: bool = _option(True, "normalise the advantages of each point")
     baseline: bool = _option(True, "subtract a learned baseline (reinforce)")
+    normalize_obs: bool = _option(False, "normalise observations by running mean and variance")
+    normalize_reward: bool = _option(False, "divide rewards by the running deviation of the discounted return")
+    noise_repeat: int = _option(1, "hold the random numbers of exploration for so many steps")
+    log_std_init: float = _option(0.0, "initial logarithm of the deviation of continuous actions")
     max_grad_norm: float | None = _option(0.5, "clip gradients to this norm before a base step; none for no clipping")
     net_arch: tuple[int, ...] = _option((64, 64), "hidden layers of actor and critic")
     activation: str = _option("tanh", "activation of the hidden layers", ("tanh", "relu"))
@@ -85,16 +90,30 @@ class TrainConfig:
         for spec in dataclasses.fields(self):
             if spec.metadata["choices"] is not None:
                 check_choice(spec.name, getattr(self, spec.name), spec.metadata["choices"])
-        for name in ("iterations", "n_envs", "n_steps", "eval_episodes"):
+        for name in ("iterations", "n_envs", "n_steps", "noise_repeat", "eval_episodes"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("seed", self.seed, 0)
         for name in ("eval_freq", "checkpoint_freq", "max_bad_iterations"):
             check_at_least(name, getattr(self, name), 0)
         if not (0.0 <= self.learning_rate < math.inf):
             raise ConfigError(f"learning_rate must be a number of at least 0, got {self.learning_rate}")
+        if not math.isfinite(self.log_std_init):
+            raise ConfigError(f"log_std_init must be a finite number, got {self.log_std_init}")
         self.optex_options()
         resolve_base(self.optimizer)
         check_device(self.device)
+
+    @classmethod
+    def recommended(cls, env: str = "CartPole-v1", algo: str = "a2c", **overrides: Any) -> TrainConfig:
+        """The tuned options of an agent on a task, or the defaults where there are none; ``overrides`` win.
+
+        Raises:
+            ConfigError: as for the class.
+        """
+        unknown = sorted(overrides.keys() - {spec.name for spec in dataclasses.fields(cls)})
+        if unknown:
+            raise ConfigError(f"TrainConfig has no option {', '.join(unknown)}")
+        return cls(**{"env": env, "algo": algo, **tuned_options(env, algo), **overrides})
 
     @property
     def num_points(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from .agents import Agent, AgentLosses, Batch, StackedPolicy, encode_observations
+from .normalization import Normalizer
 from .rollout import Collector, Episode
 
 
@@ -58,7 +60,13 @@ class FusedEvaluator:
 
 
 @torch.no_grad()
-def evaluate_policy(policy: nn.Module, envs: VectorEnv[Any, Any, Any], seed: int) -> list[float]:
+def evaluate_policy(
+    policy: nn.Module,
+    envs: VectorEnv[Any, Any, Any],
+    seed: int,
+    normalizer: Normalizer | None = None,
+    before_step: Callable[[], object] | None = None,
+) -> list[float]:
     """Undiscounted returns of one episode in every sub-environment, with the most likely action at every step.
 
     The first episode of each counts, so that short episodes are not favoured.
@@ -67,6 +75,8 @@ def evaluate_policy(policy: nn.Module, envs: VectorEnv[Any, Any, Any], seed: int
         policy: a module that `StackedPolicy` takes.
         envs: E sub-environments with SAME_STEP autoreset.
         seed: of the environments; the same seed gives the same initial states.
+        normalizer: the statistics that the policy was trained with; they are used and not updated.
+        before_step: called before every step, with the environments as the policy sees them.
 
     Returns:
         E returns.
@@ -78,7 +88,10 @@ def evaluate_policy(policy: nn.Module, envs: VectorEnv[Any, Any, Any], seed: int
     returns = np.zeros(envs.num_envs)
     running = np.ones(envs.num_envs, np.bool_)
     while running.any():
-        rows = torch.from_numpy(encode_observations(space, obs)).to(point.device)[None]
+        if before_step is not None:
+            before_step()
+        seen = encode_observations(space, obs)
+        rows = torch.from_numpy(normalizer.observations(seen) if normalizer else seen).to(point.device)[None]
         actions = bound.distribution.mode(bound.actor(rows))[0].cpu().numpy()
         obs, rewards, terminated, truncated, _ = envs.step(bound.distribution.to_env(actions))
         returns += rewards * running

@@ -18,6 +18,7 @@ from .envs import NativeVectorEnv, describe_backend
 from .errors import NumericalError, ResumeWarning, RunFolderError
 from .interrupts import StopRequest, stop_on_interrupt
 from .logs import ProgressBar, RunLog
+from .normalization import Normalizer
 from .restore import restore, total_iterations
 from .runs import check_settings, describe_network, locked, make_run_folder
 from .training import Trainer
@@ -31,6 +32,7 @@ class TrainResult:
 
     Attributes:
         policy: the trained network.
+        normalizer: the statistics that the policy is used with, see `evaluate_policy`.
         run_dir: the run folder, or None if nothing was written.
         backend: what steps the environments.
         interrupted: whether training was stopped before its last iteration.
@@ -42,6 +44,7 @@ class TrainResult:
     """
 
     policy: nn.Module
+    normalizer: Normalizer
     run_dir: Path | None
     backend: str
     interrupted: bool = False
@@ -114,7 +117,12 @@ class Recorder:
             trainer.best_return = mean_return
             if self.run_dir is not None:
                 started = time.perf_counter()
-                content = {"policy": trainer.policy.state_dict(), "iteration": trainer.iteration, "return": mean_return}
+                content = {
+                    "policy": trainer.policy.state_dict(),
+                    "normalizer": trainer.normalizer.state_dict(),
+                    "iteration": trainer.iteration,
+                    "return": mean_return,
+                }
                 save_checkpoint(self.run_dir / "best_model.pt", content | origin(trainer))
                 self.saving += time.perf_counter() - started
         return mean_return
@@ -232,7 +240,7 @@ def _warn_of_new_episodes(trainer: Trainer) -> None:
 
 def _result(trainer: Trainer, run_dir: Path | None) -> TrainResult:
     backend = describe_backend(trainer.evaluator.collector.envs)
-    return TrainResult(trainer.policy, run_dir, backend, iterations=trainer.iteration)
+    return TrainResult(trainer.policy, trainer.normalizer, run_dir, backend, iterations=trainer.iteration)
 
 
 def _loop(trainer: Trainer, recorder: Recorder) -> TrainResult:

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
+from .agents import MlpPolicy
 from .checkpoints import check_like
+from .config import TrainConfig
 from .errors import OptExError, RunFolderError
 from .estimator import GradientEstimator
 from .flat import FlatBase
+from .normalization import Normalizer
 from .runs import check_network
-from .training import Trainer
+from .training import Trainer, build_normalizer, build_policy
 
 
 def total_iterations(path: Path, content: dict[str, Any] | None, configured: int, asked: int | None) -> int:
@@ -69,6 +73,26 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
         raise RunFolderError(f"{path} does not fit this run: {type(error).__name__}, {reason}") from error
 
 
+def restore_policy(
+    config: TrainConfig, envs: VectorEnv[Any, Any, Any], path: Path, content: dict[str, Any]
+) -> tuple[MlpPolicy, Normalizer]:
+    """The policy of a checkpoint and the normalisation that it is used with.
+
+    Raises:
+        RunFolderError: the checkpoint holds another network, or is not built as it must be.
+    """
+    policy, normalizer = build_policy(config, envs), build_normalizer(config, envs)
+    check_network(path, content, policy)
+    try:
+        policy.load_state_dict(content["policy"])
+        for name in ("obs", "returns"):
+            check_like(f"{path}.normalizer.{name}", content["normalizer"][name], normalizer.state_dict()[name])
+        normalizer.load_state_dict(content["normalizer"])
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"{path} does not hold the policy that it describes") from error
+    return policy, normalizer
+
+
 def _check_numbers(path: Path, content: dict[str, Any]) -> None:
     """Refuse counters below zero and times that are none."""
     counters = {name: content[name] for name in ("iteration", "env_steps", "csv_bytes", "wall_time")}
@@ -79,7 +103,7 @@ def _check_numbers(path: Path, content: dict[str, Any]) -> None:
             raise RunFolderError(f"{path}.{name} must be a number of at least 0, it is {value}")
     for entry in content["episodes"]["window"]:
         check_like(f"{path}.episodes.window", entry, [0.0, 0])
-    for name in ("policy", "optimizer", "collector"):
+    for name in ("policy", "optimizer", "normalizer", "collector"):
         _check_finite(f"{path}.{name}", content[name])
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from .agents import Batch, BoundPolicy, encode_observations
 from .envs import NativeVectorEnv
 from .errors import ConfigError
+from .normalization import Normalizer
 
 Array = npt.NDArray[Any]
 
@@ -60,12 +61,23 @@ class Collector:
         num_points: N.
         n_steps: T, steps per environment and collection.
         seed: the seed of the run.
+        normalizer: what brings observations and rewards to a common scale; by default they stay as they are. It is
+            frozen here: its owner updates it between collections.
+        noise_repeat: steps for which the random numbers of the actions are held.
 
     Raises:
         ConfigError: N does not divide the number of sub-environments, or they do not reset in the same step.
     """
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], num_points: int, n_steps: int, seed: int) -> None:
+    def __init__(
+        self,
+        envs: VectorEnv[Any, Any, Any],
+        num_points: int,
+        n_steps: int,
+        seed: int,
+        normalizer: Normalizer | None = None,
+        noise_repeat: int = 1,
+    ) -> None:
         if envs.num_envs % num_points:
             raise ConfigError(f"the number of environments must be a multiple of {num_points}, got {envs.num_envs}")
         if envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
@@ -77,8 +89,10 @@ class Collector:
         self.generators = [np.random.default_rng(s) for s in spawn_seeds(seed, 1, num_points)]
         seeds: Any = spawn_seeds(seed, 0, num_points)  # one for each point, where Gymnasium's signature has one for all
         obs, _ = envs.reset(seed=seeds)
-        self._obs = self._encode(obs)
+        self._obs = self._encode(obs)  # not normalised
         self.broken = np.zeros(envs.num_envs, np.bool_)
+        self.normalizer = normalizer or Normalizer(self._obs.shape[-1], envs.num_envs, gamma=1.0)
+        self.noise_repeat = noise_repeat
 
     def _encode(self, obs: Array) -> Array:
         return encode_observations(self.envs.single_observation_space, obs)
@@ -95,20 +109,23 @@ class Collector:
         """
         N, T, E = self.shape
         # All random numbers of the window at once, per point: [T, N, E, k].
-        noise = np.stack([policy.distribution.noise(g, (T, E)) for g in self.generators], axis=1)
-        noises = torch.from_numpy(noise).to(device)
+        draws = -(-T // self.noise_repeat)
+        noise = np.stack([policy.distribution.noise(g, (draws, E)) for g in self.generators], axis=1)
+        noises = torch.from_numpy(noise.repeat(self.noise_repeat, axis=0)).to(device)
         window = _Window(T, N * E)
         with torch.no_grad():
             for t in range(T):
-                inputs = policy.actor(torch.from_numpy(self._obs).view(N, E, -1).to(device))
+                seen = torch.from_numpy(self.normalizer.observations(self._obs))
+                inputs = policy.actor(seen.view(N, E, -1).to(device))
                 actions = policy.distribution.sample(inputs, noises[t]).flatten(0, 1).cpu().numpy()
                 obs, *outcome, infos = self.envs.step(policy.distribution.to_env(actions))
                 window.add(self._obs, actions, *outcome)
                 self._obs = self._encode(obs)
                 if "final_obs" in infos:
                     window.end_episodes(self._encode(infos["final_obs"]), infos["episode"])
-        rollout = Rollout(window.batch(self._obs, N, device), window.episodes(E))
         self.broken = window.broken(self._obs)
+        self.normalizer.see(*window.seen(), self.broken)
+        rollout = Rollout(window.batch(self._obs, N, device, self.normalizer), window.episodes(E))
         if self.broken.any():
             self._restart(self.broken)
         return rollout
@@ -122,7 +139,7 @@ class Collector:
         """Random numbers and, of natively vectorised tasks, the environments: a collection goes on exactly.
 
         Other environments do not give their state away: after loading they start new episodes, from seeds that the
-        saved random numbers give.
+        saved random numbers give. The statistics of the normalizer are its owner's to save, and to load first.
         """
         envs = self.envs
         return {
@@ -142,6 +159,7 @@ class Collector:
             seeds: Any = [int(g.integers(2**32)) for g in self.generators]
             obs, _ = self.envs.reset(seed=seeds)
             self._obs = self._encode(obs)
+            self.normalizer.forget_episodes()
 
 
 class _Window:
@@ -176,6 +194,10 @@ class _Window:
         """The episodes that ended in a finite return, in the order in which they did."""
         return [Episode(i // envs_per_point, r, length) for i, r, length in self._episodes if math.isfinite(r)]
 
+    def seen(self) -> tuple[Array, Array, Array]:
+        """Observations ``[T, N·E, O]`` and rewards as they came, and where an episode ended, ``[T, N·E]``."""
+        return np.stack([obs for obs, _ in self._steps]), self._rewards, self._terminated | self._truncated
+
     def broken(self, last_obs: Array) -> Array:
         """Which environments gave NaN or infinite observations or rewards, ``[N·E]``; ``last_obs`` are those now."""
         obs = np.stack([*(obs for obs, _ in self._steps), last_obs])
@@ -185,8 +207,8 @@ class _Window:
         broken: Array = ~fine
         return broken
 
-    def batch(self, last_obs: Array, num_points: int, device: torch.device | str) -> Batch:
-        """The window as a batch ``[N, T, E, …]``; ``last_obs [N·E, O]`` follow its last step."""
+    def batch(self, last_obs: Array, num_points: int, device: torch.device | str, normalizer: Normalizer) -> Batch:
+        """The window as a normalised batch ``[N, T, E, …]``; ``last_obs [N·E, O]`` follow its last step."""
 
         def by_point(array: Array) -> Tensor:
             shape = (array.shape[0], num_points, -1, *array.shape[2:])
@@ -196,11 +218,12 @@ class _Window:
         T, num_envs = self._rewards.shape
         unfinished = np.flatnonzero(~(self._terminated[-1] | self._truncated[-1])).tolist()
         final = self._final + [(T - 1, i, last_obs[i]) for i in unfinished]
+        final = [(t, i, normalizer.observations(row)) for t, i, row in final]
         final_obs, final_index = pad_final(final, num_points, num_envs // num_points, last_obs.shape[1])
         return Batch(
-            obs=by_point(obs),
+            obs=by_point(normalizer.observations(obs)),
             actions=by_point(actions),
-            rewards=by_point(self._rewards),
+            rewards=by_point(normalizer.rewards(self._rewards)),
             terminated=by_point(self._terminated),
             truncated=by_point(self._truncated),
             final_obs=final_obs.to(device),

@@ -11,13 +11,14 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import nn
 
-from .agents import AgentLosses, MlpPolicy, make_agent
+from .agents import AgentLosses, MlpPolicy, make_agent, observation_size
 from .bases import fused_kwargs, make_base
 from .config import TrainConfig
 from .envs import make_vec
 from .errors import NotPositiveDefiniteError, NumericalError, NumericalWarning
 from .evaluation import FusedEvaluator, evaluate_policy
 from .logs import EpisodeStatistics
+from .normalization import Normalizer
 from .optimizer import OptEx
 from .rollout import Collector, spawn_seeds
 from .trouble import TroubleLog, describe, find_trouble, gather_evidence
@@ -43,7 +44,10 @@ class Trainer:
         kwargs = fused_kwargs(config.optimizer)
         base = make_base(config.optimizer, parameter_groups(policy), config.learning_rate, kwargs)
         self.optimizer = OptEx.wrap(base, **asdict(config.optex_options()))
-        collector = Collector(envs, config.num_points, config.n_steps, config.seed)
+        self.normalizer = build_normalizer(config, envs)
+        collector = Collector(
+            envs, config.num_points, config.n_steps, config.seed, self.normalizer, config.noise_repeat
+        )
         self.evaluator = FusedEvaluator(policy, agent, collector)
         self.episodes = EpisodeStatistics()
         self.trouble = TroubleLog(config.max_bad_iterations)
@@ -65,6 +69,7 @@ class Trainer:
             group["lr"] = learning_rate
         for _ in range(self.config.evaluations):
             losses = self._evaluate_and_step()
+            self.normalizer.update()  # after each evaluation: none of target's N is frozen by another
         self.iteration += 1
         parts = losses._asdict().items()
         return {
@@ -117,7 +122,7 @@ class Trainer:
         if self._evaluation_envs is None:
             self._evaluation_envs = make_vec(self.config.env, self.config.eval_episodes)
         seed = spawn_seeds(self.config.seed, 3, 1)[0]
-        returns = evaluate_policy(self.policy, self._evaluation_envs, seed)
+        returns = evaluate_policy(self.policy, self._evaluation_envs, seed, self.normalizer)
         bad = [number for number, value in enumerate(returns) if not np.isfinite(value)]
         if bad:
             text = f"the returns of evaluation episodes {', '.join(map(str, bad))} are not finite"
@@ -137,6 +142,7 @@ class Trainer:
         return {
             "policy": self.policy.state_dict(),
             "optimizer": optimizer,
+            "normalizer": self.normalizer.state_dict(),
             "collector": self.evaluator.collector.state_dict(),
             "episodes": self.episodes.state_dict(),
             "trouble": self.trouble.state_dict(),
@@ -149,6 +155,7 @@ class Trainer:
         """Go on from `state_dict`."""
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.normalizer.load_state_dict(state["normalizer"])
         self.evaluator.collector.load_state_dict(state["collector"])
         self.episodes.load_state_dict(state["episodes"])
         self.trouble.load_state_dict(state["trouble"])
@@ -170,8 +177,16 @@ def build_policy(config: TrainConfig, envs: VectorEnv[Any, Any, Any]) -> MlpPoli
         net_arch=config.net_arch,
         activation=config.activation,
         critic=make_agent(config.algo, **config.agent_options()).needs_critic,
+        log_std_init=config.log_std_init,
         generator=torch.Generator().manual_seed(spawn_seeds(config.seed, 2, 1)[0]),
     )
+
+
+def build_normalizer(config: TrainConfig, envs: VectorEnv[Any, Any, Any]) -> Normalizer:
+    """The normalisation that the options describe, before it has seen anything."""
+    features = observation_size(envs.single_observation_space)
+    flags = {"obs": config.normalize_obs, "reward": config.normalize_reward}
+    return Normalizer(features, envs.num_envs, config.gamma, **flags)
 
 
 def parameter_groups(policy: nn.Module) -> list[dict[str, Any]]:
