@@ -21,7 +21,7 @@ def _column_chunks(start: int, stop: int) -> Iterator[slice]:
 
 def _sum_chunks(parts: list[Tensor]) -> Tensor:
     """Sum of per-chunk results in ``float64`` on the CPU: one transfer, whatever the number of chunks."""
-    return torch.stack(parts).to("cpu", torch.float64).sum(0)
+    return torch.stack(parts).cpu().double().sum(0)  # in this order: not every device has float64
 
 
 def squared_distances(point: Tensor, points: Tensor, start: int = 0, stop: int | None = None) -> Tensor:

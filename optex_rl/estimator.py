@@ -212,7 +212,7 @@ class GradientEstimator:
         weights = torch.cholesky_solve(k[:, :, None], self._factor)[:, :, 0]
         mean = torch.empty_like(self._points[0])
         gradients = self._gradients[: self._count]
-        for (start, stop), w in zip(self.blocks, weights.to(mean), strict=True):
+        for (start, stop), w in zip(self.blocks, weights.to(mean.dtype).to(mean.device), strict=True):
             torch.mv(gradients[:, start:stop].T, w, out=mean[start:stop])
         return mean, (1.0 - (k * weights).sum(1)).clamp_min(0.0)
 
