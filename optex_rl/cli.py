@@ -19,6 +19,7 @@ from .envs import make_vec
 from .errors import ConfigError, OptExError
 from .evaluation import evaluate_policy
 from .loop import TrainResult, resume, train
+from .options import check_at_least
 from .restore import restore_policy
 from .runs import IDENTITY, check_settings
 from .settings import tuned_options
@@ -29,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 after an error, 130 after Ctrl-C, 143 after SIGTERM."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
     try:
+        check_at_least("threads", options.threads, 1)
+        torch.set_num_threads(options.threads)
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
             status: int = options.run(options)
@@ -98,7 +100,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[
             )
             continue
         is_tuple = get_origin(hint) is tuple
-        shown = " ".join(map(str, default)) if is_tuple else str(default).lower()
+        shown = " ".join(map(str, default)) if is_tuple else "none" if default is None else str(default)
         parser.add_argument(
             flag,
             type=int if is_tuple else flag_reader(hint),

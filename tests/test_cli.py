@@ -104,6 +104,7 @@ def test_flags_of_every_kind() -> None:
         (["--env", "CartPoll-v1"], "CartPole-v1"),
         (["--optimizer", "adan"], "did you mean 'adam'"),
         (["--parallelism", "0"], "parallelism must be a whole number of at least 1, got 0"),
+        (["--threads", "0"], "threads must be a whole number of at least 1, got 0"),
         (["--n-envs", "0"], "n_envs must be a whole number of at least 1, got 0"),
         (["--iterations", "-3"], "iterations must be a whole number of at least 1, got -3"),
         (["--learning-rate", "nan"], "learning_rate must be a number of at least 0, got nan"),
