@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -194,17 +195,25 @@ class _Window:
         """The episodes that ended in a finite return, in the order in which they did."""
         return [Episode(i // envs_per_point, r, length) for i, r, length in self._episodes if math.isfinite(r)]
 
+    @cached_property
+    def obs(self) -> Array:
+        """The observations of the full window as they came, ``[T, N·E, O]``."""
+        return np.stack([obs for obs, _ in self._steps])
+
     def seen(self) -> tuple[Array, Array, Array]:
         """Observations ``[T, N·E, O]`` and rewards as they came, and where an episode ended, ``[T, N·E]``."""
-        return np.stack([obs for obs, _ in self._steps]), self._rewards, self._terminated | self._truncated
+        return self.obs, self._rewards, self._terminated | self._truncated
 
     def broken(self, last_obs: Array) -> Array:
         """Which environments gave NaN or infinite observations or rewards, ``[N·E]``; ``last_obs`` are those now."""
-        obs = np.stack([*(obs for obs, _ in self._steps), last_obs])
-        fine = np.asarray(np.isfinite(self._rewards).all(axis=0) & np.isfinite(obs).all(axis=(0, 2)))
+        broken = np.zeros(len(last_obs), np.bool_)
+        checks: list[tuple[Array, int | tuple[int, int]]] = [(self._rewards, 0), (self.obs, (0, 2)), (last_obs, 1)]
+        for values, but_environments in checks:
+            finite = np.isfinite(values)
+            if not finite.all():
+                broken |= ~finite.all(axis=but_environments)
         for _, i, final_obs in self._final:
-            fine[i] &= np.isfinite(final_obs).all()
-        broken: Array = ~fine
+            broken[i] |= not np.isfinite(final_obs).all()
         return broken
 
     def batch(self, last_obs: Array, num_points: int, device: torch.device | str, normalizer: Normalizer) -> Batch:
@@ -214,14 +223,14 @@ class _Window:
             shape = (array.shape[0], num_points, -1, *array.shape[2:])
             return torch.from_numpy(np.ascontiguousarray(array.reshape(shape).swapaxes(0, 1))).to(device)
 
-        obs, actions = (np.stack(arrays) for arrays in zip(*self._steps, strict=True))
+        actions = np.stack([actions for _, actions in self._steps])
         T, num_envs = self._rewards.shape
         unfinished = np.flatnonzero(~(self._terminated[-1] | self._truncated[-1])).tolist()
         final = self._final + [(T - 1, i, last_obs[i]) for i in unfinished]
         final = [(t, i, normalizer.observations(row)) for t, i, row in final]
         final_obs, final_index = pad_final(final, num_points, num_envs // num_points, last_obs.shape[1])
         return Batch(
-            obs=by_point(normalizer.observations(obs)),
+            obs=by_point(normalizer.observations(self.obs)),
             actions=by_point(actions),
             rewards=by_point(normalizer.rewards(self._rewards)),
             terminated=by_point(self._terminated),
