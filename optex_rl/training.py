@@ -69,7 +69,7 @@ class Trainer:
             group["lr"] = learning_rate
         for _ in range(self.config.evaluations):
             losses = self._evaluate_and_step()
-            self.normalizer.update()  # after each evaluation: none of target's N is frozen by another
+            self.normalizer.update()  # after each evaluation, so that target stays vanilla with fewer reports
         self.iteration += 1
         parts = losses._asdict().items()
         return {

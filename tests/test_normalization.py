@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -35,9 +34,8 @@ from optex_rl.normalization import (
     standardize,
 )
 from optex_rl.rollout import Collector, Rollout
-from optex_rl.training import Trainer
 
-from .test_training import config, without_times
+from .test_training import config, whole_and_resumed
 
 BOTH = {"normalize_obs": True, "normalize_reward": True}
 
@@ -193,14 +191,7 @@ def test_episode_statistics_are_raw() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_saved_normalising_trainer_goes_on_exactly(tmp_path: Path, method: str) -> None:
     options = config(env="Pendulum-v1", method=method, iterations=6, noise_repeat=3, **BOTH)
-    whole, first = Trainer(options), Trainer(options)
-    expected = [whole.iterate() for _ in range(6)][3:]
-    for _ in range(3):
-        first.iterate()
-    torch.save(first.state_dict(), tmp_path / "state.pt")
-    second = Trainer(dataclasses.replace(options))
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert without_times([second.iterate() for _ in range(3)]) == without_times(expected)
+    whole, second = whole_and_resumed(options, tmp_path / "state.pt")
     assert np.array_equal(second.normalizer.obs_moments.var, whole.normalizer.obs_moments.var)
     assert second.evaluate() == whole.evaluate()
 
