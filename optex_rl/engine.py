@@ -83,8 +83,11 @@ class Engine:
         if len(rows) < len(gradients):
             gradients, losses = gradients[rows], None if losses is None else losses[rows]
         estimator = self._insert(proposal, gradients, rows)
-        with self.base.undone_on_trouble():
-            steps = 0 if moved else select(self.base, estimator, proposal, gradients, losses, self.options, rows)
+        maximize = bool(self.base.groups[0].get("maximize", False))
+        with self.base.walk() as walker:
+            steps = 0
+            if not moved:
+                steps = select(walker, estimator, proposal, gradients, losses, self.options, rows, maximize)
         self._record(proposal, gradients, steps, rows)
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
@@ -140,10 +143,11 @@ class Engine:
         self.proposal = None
         estimator = self._insert(here, gradients, [0])
         steps = self.options.parallelism * self.options.stride if estimator.ready else 1
-        if estimator.ready:
-            follow(self.base, estimator, steps)
-        else:
-            self.base.step(gradients[0])
+        with self.base.walk() as walker:
+            if estimator.ready:
+                follow(walker, estimator, steps)
+            else:
+                walker.step(gradients[0])
         self._record(here, gradients, steps, [0])
 
     def _current_estimator(self) -> GradientEstimator | None:

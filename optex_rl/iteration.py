@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .errors import ConfigError, NonFiniteError
 from .estimator import GradientEstimator
-from .flat import FlatBase
+from .flat import FlatBase, Walker
 from .options import OptExOptions
 
 
@@ -156,9 +156,9 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
     if N == 1 or estimator is None or not estimator.ready:
         return predict_here(start.repeat(N, 1), None)
     points, estimates, variances, distances = [], [], [], []
-    with base.rewound():
+    with base.trial_walk() as walker:
         for step in range((N - 1) * stride + 1):
-            here = base.point()
+            here = walker.point()
             distance = estimator.distances_to(here)
             mean, variance = estimator.predict(here, distance)
             estimates.append(mean)
@@ -167,14 +167,14 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
                 variances.append(variance)
                 distances.append(distance)
             if step < (N - 1) * stride:
-                base.step(mean)
+                walker.step(mean)
     return Proposal(torch.stack(points), torch.stack(estimates), torch.stack(variances), torch.stack(distances))
 
 
-def follow(base: FlatBase, estimator: GradientEstimator, steps: int) -> None:
+def follow(walker: Walker, estimator: GradientEstimator, steps: int) -> None:
     """``steps`` base steps, each with the posterior mean at the point where it starts."""
     for _ in range(steps):
-        base.step(estimator.predict(base.point())[0])
+        walker.step(estimator.predict(walker.point())[0])
 
 
 def chosen_point(selection: str, gradients: Tensor, losses: Tensor | None, maximize: bool = False) -> int:
@@ -196,43 +196,44 @@ def chosen_point(selection: str, gradients: Tensor, losses: Tensor | None, maxim
 
 @torch.no_grad()
 def select(
-    base: FlatBase,
+    walker: Walker,
     estimator: GradientEstimator,
     proposal: Proposal,
     gradients: Tensor,
     losses: Tensor | None,
     options: OptExOptions,
     rows: Sequence[int],
+    maximize: bool = False,
 ) -> int:
-    """Move ``base`` from the iterate to the next one, the new pairs being in the history.
+    """Move ``walker`` from the iterate to the next one, the new pairs being in the history.
 
     Args:
-        base: at the iterate, with the state that belongs to it.
+        walker: the base at the iterate, with the state that belongs to it.
         estimator: its history holds the new pairs.
         proposal: the points that were evaluated.
         gradients: the true gradients at the usable ones of them, ``[n, d]``.
         losses: the losses there, ``[n]``, or None.
         options: which selection, and its options.
         rows: which of the N points are usable, ascending, at least one.
+        maximize: whether the base ascends.
 
     Returns:
         How many base steps lie between the old iterate and the new one.
     """
     if proposal.cold or not estimator.ready:
-        base.step(gradients.mean(0))
+        walker.step(gradients.mean(0))
         return 1
     if options.selection == "refine":
         steps = options.parallelism * options.stride
-        follow(base, estimator, steps)
+        follow(walker, estimator, steps)
         return steps
-    maximize = bool(base.groups[0].get("maximize", False))
     best = chosen_point(options.selection, gradients, losses, maximize)
     chosen = rows[best]
     # The same base steps again bring the state that belongs to the chosen point; no copy of it was kept.
     for estimate in proposal.estimates[: chosen * options.stride]:
-        base.step(estimate)
-    base.move_to(proposal.points[chosen])  # where it was evaluated, should the learning rate have changed since
-    base.step(gradients[best])
+        walker.step(estimate)
+    walker.move_to(proposal.points[chosen])  # where it was evaluated, should the learning rate have changed since
+    walker.step(gradients[best])
     return chosen * options.stride + 1
 
 
