@@ -171,10 +171,13 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
     return Proposal(torch.stack(points), torch.stack(estimates), torch.stack(variances), torch.stack(distances))
 
 
-def follow(walker: Walker, estimator: GradientEstimator, steps: int) -> None:
-    """``steps`` base steps, each with the posterior mean at the point where it starts."""
-    for _ in range(steps):
-        walker.step(estimator.predict(walker.point())[0])
+def follow(walker: Walker, estimator: GradientEstimator, steps: int, distances: Tensor | None = None) -> None:
+    """``steps`` base steps, each with the posterior mean at the point where it starts.
+
+    ``distances [B, T]`` are those of the first of these points to the history, if they are known.
+    """
+    for step in range(steps):
+        walker.step(estimator.predict(walker.point(), distances if step == 0 else None)[0])
 
 
 def chosen_point(selection: str, gradients: Tensor, losses: Tensor | None, maximize: bool = False) -> int:
@@ -203,6 +206,7 @@ def select(
     losses: Tensor | None,
     options: OptExOptions,
     rows: Sequence[int],
+    distances: Tensor | None = None,
     maximize: bool = False,
 ) -> int:
     """Move ``walker`` from the iterate to the next one, the new pairs being in the history.
@@ -215,6 +219,7 @@ def select(
         losses: the losses there, ``[n]``, or None.
         options: which selection, and its options.
         rows: which of the N points are usable, ascending, at least one.
+        distances: of the iterate to the history, ``[B, T]``, if they are known.
         maximize: whether the base ascends.
 
     Returns:
@@ -225,7 +230,7 @@ def select(
         return 1
     if options.selection == "refine":
         steps = options.parallelism * options.stride
-        follow(walker, estimator, steps)
+        follow(walker, estimator, steps, distances)
         return steps
     best = chosen_point(options.selection, gradients, losses, maximize)
     chosen = rows[best]
@@ -237,9 +242,23 @@ def select(
     return chosen * options.stride + 1
 
 
-def _mean_cosine(a: Tensor, b: Tensor) -> float:
-    """Mean cosine between the rows of two matrices ``[N, d]``."""
-    return float(torch.nn.functional.cosine_similarity(a, b.to(a), dim=1).mean())
+def mean_cosines(a: Tensor, b: Tensor, sizes: list[int]) -> list[float]:
+    """Mean cosine between the rows of two matrices ``[N, d]``: over all columns, then over each block of columns.
+
+    Args:
+        a: ``[N, d]``.
+        b: ``[N, d]``.
+        sizes: of the blocks, which are consecutive and make up ``d``.
+    """
+    blocks = list(zip(torch.split(a, sizes, dim=1), torch.split(b.to(a), sizes, dim=1), strict=True))
+    dots = torch.stack([torch.linalg.vecdot(x, y) for x, y in blocks])
+    norms = [torch.stack([torch.linalg.vector_norm(pair[i], dim=1) for pair in blocks]) for i in (0, 1)]
+    # Over all columns dots add up, and so do the squares of norms; a zero vector has the cosine 0.
+    dots = torch.cat([dots.sum(0, keepdim=True), dots])
+    norms = [torch.cat([torch.linalg.vector_norm(norm, dim=0, keepdim=True), norm]) for norm in norms]
+    tiny = torch.finfo(dots.dtype).tiny
+    cosines: list[float] = (dots / norms[0].clamp_min(tiny) / norms[1].clamp_min(tiny)).mean(1).tolist()
+    return cosines
 
 
 def iteration_statistics(
@@ -258,12 +277,12 @@ def iteration_statistics(
         estimator: gives length scale and noise.
         groups: parameter groups; several get a cosine each.
     """
-    statistics = {"cosine": _mean_cosine(predictions, gradients)}
     names = [str(group.get("name", number)) for number, group in enumerate(groups)]
+    sizes = [sum(p.numel() for p in group["params"]) for group in groups]
+    cosine, *by_group = mean_cosines(predictions, gradients, sizes)
+    statistics = {"cosine": cosine}
     if len(groups) > 1:
-        sizes = [sum(p.numel() for p in group["params"]) for group in groups]
-        parts = zip(names, torch.split(predictions, sizes, dim=1), torch.split(gradients, sizes, dim=1), strict=True)
-        statistics |= {f"cosine/{name}": _mean_cosine(a, b) for name, a, b in parts}
+        statistics |= {f"cosine/{name}": value for name, value in zip(names, by_group, strict=True)}
     values = {
         "lengthscale": estimator.lengthscale.tolist(),
         "noise": estimator.noise.tolist(),
