@@ -27,14 +27,6 @@ def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [part.view(t.shape) for part, t in zip(parts, like, strict=True)]
 
 
-def clipped(gradient: Tensor, max_norm: float | None) -> Tensor:
-    """Copy of ``gradient [d]``, scaled to ``max_norm`` if it is longer: `clip_grad_norm_` of one vector."""
-    if max_norm is None:
-        return gradient.clone()
-    factor: Tensor = (max_norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp_max(1.0)
-    return gradient * factor
-
-
 def has_twin(base: Optimizer) -> bool:
     """Whether the steps of ``base`` can be taken on flat vectors: nothing tells one tensor from another, or looks on.
 
@@ -84,7 +76,11 @@ class FlatTwin:
         self._base, self._max_grad_norm = base, max_grad_norm
         groups = base.param_groups
         self._point = flatten([p for group in groups for p in group["params"]])
-        self._vectors = list(torch.split(self._point, [sum(p.numel() for p in group["params"]) for group in groups]))
+        self._gradient = torch.empty_like(self._point)
+        sizes = [sum(p.numel() for p in group["params"]) for group in groups]
+        self._vectors = torch.split(self._point, sizes)
+        for vector, gradient in zip(self._vectors, torch.split(self._gradient, sizes), strict=True):
+            vector.grad = gradient
         pairs = zip(groups, self._vectors, strict=True)
         make: Callable[..., Optimizer] = type(base)  # every option is in the groups
         self._optimizer = make([{**group, "params": [vector]} for group, vector in pairs])
@@ -114,11 +110,10 @@ class FlatTwin:
 
     def step(self, gradient: Tensor) -> None:
         """One base step with ``gradient [d]``, clipped."""
-        pieces = torch.split(
-            clipped(gradient.to(self._point.dtype), self._max_grad_norm), [len(v) for v in self._vectors]
-        )
-        for vector, piece in zip(self._vectors, pieces, strict=True):
-            vector.grad = piece
+        factor = 1.0
+        if self._max_grad_norm is not None:  # as clip_grad_norm_
+            factor = min(1.0, self._max_grad_norm / (float(torch.linalg.vector_norm(gradient)) + 1e-6))
+        torch.mul(gradient, factor, out=self._gradient)  # some optimizers change .grad in place
         self._optimizer.step()
 
     @torch.no_grad()
