@@ -186,7 +186,9 @@ class Engine:
         assert self.estimator is not None
         self.statistics = {"steps": float(steps), "history": float(len(self.estimator))}
         if not proposal.cold:
-            predictions = proposal.estimates[:: self.options.stride][rows]
+            predictions = proposal.estimates[:: self.options.stride]
+            if len(rows) < len(predictions):
+                predictions = predictions[rows]
             self.statistics |= iteration_statistics(
                 predictions, gradients, proposal.variances[rows], self.estimator, self.base.groups
             )

@@ -152,23 +152,25 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
     the base carried along (Algorithm 1, lines 3–5, where ``stride`` is 1). ``base`` is left as it was.
     """
     N, stride = options.parallelism, options.stride
-    start = base.point()
     if N == 1 or estimator is None or not estimator.ready:
-        return predict_here(start.repeat(N, 1), None)
-    points, estimates, variances, distances = [], [], [], []
+        return predict_here(base.point().repeat(N, 1), None)
+    variances, distances = [], []
+    last = (N - 1) * stride
     with base.trial_walk() as walker:
-        for step in range((N - 1) * stride + 1):
+        for step in range(last + 1):
             here = walker.point()
             distance = estimator.distances_to(here)
             mean, variance = estimator.predict(here, distance)
-            estimates.append(mean)
+            if step == 0:  # filled row by row: a list of rows would have to be copied into one at the end
+                points, estimates = here.new_empty(N, len(here)), mean.new_empty(last + 1, len(mean))
+            estimates[step] = mean
             if step % stride == 0:
-                points.append(here)
+                points[step // stride] = here
                 variances.append(variance)
                 distances.append(distance)
-            if step < (N - 1) * stride:
+            if step < last:
                 walker.step(mean)
-    return Proposal(torch.stack(points), torch.stack(estimates), torch.stack(variances), torch.stack(distances))
+    return Proposal(points, estimates, torch.stack(variances), torch.stack(distances))
 
 
 def follow(walker: Walker, estimator: GradientEstimator, steps: int, distances: Tensor | None = None) -> None:
@@ -251,7 +253,8 @@ def mean_cosines(a: Tensor, b: Tensor, sizes: list[int]) -> list[float]:
         sizes: of the blocks, which are consecutive and make up ``d``.
     """
     blocks = list(zip(torch.split(a, sizes, dim=1), torch.split(b.to(a), sizes, dim=1), strict=True))
-    dots = torch.stack([torch.linalg.vecdot(x, y) for x, y in blocks])
+    # Row by row, where all rows at once would need room for their products.
+    dots = torch.stack([torch.stack([torch.dot(x, y) for x, y in zip(*pair, strict=True)]) for pair in blocks])
     norms = [torch.stack([torch.linalg.vector_norm(pair[i], dim=1) for pair in blocks]) for i in (0, 1)]
     # Over all columns dots add up, and so do the squares of norms; a zero vector has the cosine 0.
     dots = torch.cat([dots.sum(0, keepdim=True), dots])
