@@ -121,9 +121,7 @@ class GradientEstimator:
         Raises:
             ConfigError: the shapes are not ``[n, d]``.
         """
-        if points.ndim != 2 or points.shape != gradients.shape or points.shape[1] != self.dim:
-            shapes = f"{list(points.shape)} and {list(gradients.shape)}"
-            raise ConfigError(f"points and gradients must both be [n, {self.dim}], got {shapes}")
+        self._check_pairs(points, gradients)
         if len(points) == 0:
             return torch.zeros(0, len(self.blocks), self._count, dtype=torch.float64)
         known, total, size = self._count, self._slot + len(points), self.history_size
@@ -138,18 +136,18 @@ class GradientEstimator:
             rows = torch.zeros(stay, len(self.blocks), self._count, dtype=torch.float64)
             rows[:, :, :known] = distances[-stay:]
             rows[:, :, slots] = self._distances_among(points)
-        self._write(self._distances, rows.transpose(0, 1), slots)
         history = self._gradients[: self._count]
-        self._write(
-            self._gram, torch.stack([inner_products(gradients, history, *block) for block in self.blocks]), slots
-        )
+        products = torch.stack([inner_products(gradients, history, *block) for block in self.blocks])
+        for matrices, block_rows in ((self._distances, rows.transpose(0, 1)), (self._gram, products)):  # [B, n, T]
+            matrices[:, slots, : self._count] = block_rows
+            matrices[:, : self._count, slots] = block_rows.transpose(1, 2)
         self._factor = None
         return rows
 
-    def _write(self, matrices: Tensor, rows: Tensor, slots: Tensor) -> None:
-        """Put rows ``[B, n, T]`` into symmetric ``matrices [B, T0, T0]``, as columns too."""
-        matrices[:, slots, : self._count] = rows
-        matrices[:, : self._count, slots] = rows.transpose(1, 2)
+    def _check_pairs(self, points: Tensor, gradients: Tensor) -> None:
+        if points.ndim != 2 or points.shape != gradients.shape or points.shape[1] != self.dim:
+            shapes = f"{list(points.shape)} and {list(gradients.shape)}"
+            raise ConfigError(f"points and gradients must both be [n, {self.dim}], got {shapes}")
 
     def _distances_among(self, points: Tensor) -> Tensor:
         """Distances between ``points [n, d]``, ``[n, B, n]``."""
