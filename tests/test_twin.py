@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from optex_rl import OptEx
 from optex_rl.bases import BASES, make_base
 from optex_rl.errors import NonFiniteError
 from optex_rl.flat import FlatBase, Walker
@@ -197,3 +198,12 @@ def test_where_tensors_matter_the_base_walks_itself(make: Callable[[], FlatBase]
     plain.step(gradients(1)[0])
     assert torch.equal(flat.point(), plain.point())
     assert same(states(flat), states(plain))
+
+
+def test_a_step_without_closure_that_explodes_is_taken_back() -> None:
+    parameter = Parameter(torch.ones(2))
+    optimizer = OptEx([parameter], lr=1e38, base="sgd", parallelism=2)
+    parameter.grad = torch.full((2,), 1e10)
+    with pytest.raises(NonFiniteError, match="2 parameters NaN or infinite; it is taken back"):
+        optimizer.step()
+    assert torch.equal(parameter.detach(), torch.ones(2))
