@@ -46,6 +46,15 @@ class ActionDistribution(Protocol):
         """The actions as the environment wants them."""
 
 
+def log_softmax(inputs: Tensor) -> Tensor:
+    """log softmax over the last axis, [..., A] -> [..., A], by way of a copy with this axis first.
+
+    torch's kernel takes one short row at a time; along the first axis it is vectorised over all the others, which took
+    an eighth of the time for two actions.
+    """
+    return inputs.movedim(-1, 0).contiguous().log_softmax(0).movedim(0, -1)
+
+
 @dataclass(frozen=True)
 class Categorical:
     """One of n actions; the inputs are unnormalised log-probabilities [..., n].
@@ -82,11 +91,11 @@ class Categorical:
 
     def log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
         """log softmax(inputs)[actions], [...]."""
-        return inputs.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        return log_softmax(inputs).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self, inputs: Tensor) -> Tensor:
         """−Σ p log p, [...]."""
-        log_probs = inputs.log_softmax(-1)
+        log_probs = log_softmax(inputs)
         return -(log_probs.exp() * log_probs).sum(-1)
 
     def to_env(self, actions: Array) -> Array:

@@ -15,23 +15,31 @@ from .errors import ConfigError
 
 
 class Base(NamedTuple):
-    """A base optimizer: its class, and the keyword arguments that make it what its name says."""
+    """A base optimizer: its class, the keyword arguments that make it what its name says, and what it is known to do.
+
+    Attributes:
+        cls: the class.
+        kwargs: arguments for it.
+        elementwise: whether an entry's update depends on that entry's gradient and state only, so that entries may be
+            arranged in other tensors.
+    """
 
     cls: type[Optimizer]
     kwargs: Mapping[str, Any] = {}
+    elementwise: bool = False
 
 
 BASES: Final[dict[str, Base]] = {
-    "sgd": Base(torch.optim.SGD),
-    "momentum": Base(torch.optim.SGD, {"momentum": 0.9}),
-    "nesterov": Base(torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
-    "adagrad": Base(torch.optim.Adagrad),
-    "adadelta": Base(torch.optim.Adadelta),
-    "rmsprop": Base(torch.optim.RMSprop),
-    "adam": Base(torch.optim.Adam),
-    "adamw": Base(torch.optim.AdamW),
-    "nadam": Base(torch.optim.NAdam),
-    "radam": Base(torch.optim.RAdam),
+    "sgd": Base(torch.optim.SGD, elementwise=True),
+    "momentum": Base(torch.optim.SGD, {"momentum": 0.9}, elementwise=True),
+    "nesterov": Base(torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, elementwise=True),
+    "adagrad": Base(torch.optim.Adagrad, elementwise=True),
+    "adadelta": Base(torch.optim.Adadelta, elementwise=True),
+    "rmsprop": Base(torch.optim.RMSprop, elementwise=True),
+    "adam": Base(torch.optim.Adam, elementwise=True),
+    "adamw": Base(torch.optim.AdamW, elementwise=True),
+    "nadam": Base(torch.optim.NAdam, elementwise=True),
+    "radam": Base(torch.optim.RAdam, elementwise=True),
 }
 
 
@@ -50,6 +58,11 @@ def resolve_base(base: str | type[Optimizer]) -> Base:
     if isinstance(base, type) and issubclass(base, Optimizer):
         return Base(base)
     raise ConfigError(f"base must be a name or a torch.optim.Optimizer class, got {base!r}")
+
+
+def is_elementwise(optimizer: Optimizer) -> bool:
+    """Whether the table knows the very class of ``optimizer`` as elementwise; a subclass may do anything."""
+    return any(entry.elementwise and entry.cls is type(optimizer) for entry in BASES.values())
 
 
 def fused_kwargs(base: str | type[Optimizer]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-CHUNK: Final = 8192  # columns summed in the vectors' own precision before float64 takes over
+CHUNK: Final = 16384  # columns summed in the vectors' own precision before float64 takes over
 
 
 def _column_chunks(start: int, stop: int) -> Iterator[slice]:
@@ -24,7 +24,14 @@ def _sum_chunks(parts: list[Tensor]) -> Tensor:
     return torch.stack(parts).cpu().double().sum(0)  # in this order: not every device has float64
 
 
-def squared_distances(point: Tensor, points: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+def scratch_for(vectors: Tensor) -> Tensor:
+    """Room for one chunk of ``vectors [T, d]``: kept, it saves an allocation that costs as much as the arithmetic."""
+    return vectors.new_empty(vectors.shape[0] * min(vectors.shape[1], CHUNK))
+
+
+def squared_distances(
+    point: Tensor, points: Tensor, start: int = 0, stop: int | None = None, scratch: Tensor | None = None
+) -> Tensor:
     """Squared Euclidean distances of one point to several, over the columns ``[start, stop)``.
 
     Neighbouring iterates differ by 1e-4 … 1e-2 of their norm, where ``‖x‖² − 2xᵀy + ‖y‖²`` cancels to nothing in
@@ -35,19 +42,25 @@ def squared_distances(point: Tensor, points: Tensor, start: int = 0, stop: int |
         points: ``[T, d]``.
         start: first column.
         stop: one past the last column; all by default.
+        scratch: from `scratch_for` these points or more; overwritten.
 
     Returns:
         ``[T]``, ``float64``, on the CPU.
     """
-    columns = _column_chunks(start, point.numel() if stop is None else stop)
-    return _sum_chunks([(points[:, c] - point[c]).square_().sum(1) for c in columns])
+    scratch = scratch_for(points) if scratch is None else scratch
+    sums = []
+    for c in _column_chunks(start, point.numel() if stop is None else stop):
+        columns = points[:, c]
+        differences = scratch[: columns.numel()].view(columns.shape)
+        sums.append(torch.sub(columns, point[c], out=differences).square_().sum(1))
+    return _sum_chunks(sums)
 
 
-def inner_products(vector: Tensor, vectors: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-    """Inner products of ``vector [d]`` with ``vectors [T, d]`` over the columns ``[start, stop)``.
+def inner_products(rows: Tensor, vectors: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+    """Inner products of ``rows [n, d]`` with ``vectors [T, d]`` over the columns ``[start, stop)``.
 
     Returns:
-        ``[T]``, ``float64``, on the CPU, summed as in `squared_distances`.
+        ``[n, T]``, ``float64``, on the CPU, summed as in `squared_distances`.
     """
-    columns = _column_chunks(start, vector.numel() if stop is None else stop)
-    return _sum_chunks([vectors[:, c] @ vector[c] for c in columns])
+    columns = _column_chunks(start, rows.shape[1] if stop is None else stop)
+    return _sum_chunks([rows[:, c] @ vectors[:, c].T for c in columns])

@@ -82,9 +82,13 @@ class Engine:
             return
         if len(rows) < len(gradients):
             gradients, losses = gradients[rows], None if losses is None else losses[rows]
-        estimator = self._insert(proposal, gradients, rows)
-        with self.base.undone_on_trouble():
-            steps = 0 if moved else select(self.base, estimator, proposal, gradients, losses, self.options, rows)
+        estimator, distances = self._insert(proposal, gradients, rows)
+        iterate = distances[0] if rows[0] == 0 and len(distances) == len(rows) else None
+        maximize = bool(self.base.groups[0].get("maximize", False))
+        with self.base.walk() as walker:
+            steps = 0
+            if not moved:
+                steps = select(walker, estimator, proposal, gradients, losses, self.options, rows, iterate, maximize)
         self._record(proposal, gradients, steps, rows)
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
@@ -138,12 +142,13 @@ class Engine:
         self.base.with_gradient = with_gradient
         here = predict_here(points, self._current_estimator())
         self.proposal = None
-        estimator = self._insert(here, gradients, [0])
+        estimator, distances = self._insert(here, gradients, [0])
         steps = self.options.parallelism * self.options.stride if estimator.ready else 1
-        if estimator.ready:
-            follow(self.base, estimator, steps)
-        else:
-            self.base.step(gradients[0])
+        with self.base.walk() as walker:
+            if estimator.ready:
+                follow(walker, estimator, steps, distances[0])
+            else:
+                walker.step(gradients[0])
         self._record(here, gradients, steps, [0])
 
     def _current_estimator(self) -> GradientEstimator | None:
@@ -153,13 +158,18 @@ class Engine:
             self.estimator.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
         return self.estimator
 
-    def _insert(self, proposal: Proposal, gradients: Tensor, rows: list[int]) -> GradientEstimator:
-        """Add the pairs of some points to the history, made here: modules move to their device after construction."""
+    def _insert(self, proposal: Proposal, gradients: Tensor, rows: list[int]) -> tuple[GradientEstimator, Tensor]:
+        """Add the pairs of some points to the history, made here: modules move to their device after construction.
+
+        Returns:
+            The estimator, and the distances of those points to the history, ``[n, B, T]``.
+        """
         estimator = self._current_estimator()
         if estimator is None:
             estimator = self.estimator = self._new_estimator()
-        estimator.insert(proposal.points[rows], gradients, None if proposal.cold else proposal.distances[rows])
-        return estimator
+        points = proposal.points if len(rows) == len(proposal.points) else proposal.points[rows]
+        distances = None if proposal.cold else proposal.distances[rows]
+        return estimator, estimator.insert(points, gradients, distances)
 
     def _new_estimator(self) -> GradientEstimator:
         parameter = self.base.parameters[0]
@@ -176,7 +186,9 @@ class Engine:
         assert self.estimator is not None
         self.statistics = {"steps": float(steps), "history": float(len(self.estimator))}
         if not proposal.cold:
-            predictions = proposal.estimates[:: self.options.stride][rows]
+            predictions = proposal.estimates[:: self.options.stride]
+            if len(rows) < len(predictions):
+                predictions = predictions[rows]
             self.statistics |= iteration_statistics(
                 predictions, gradients, proposal.variances[rows], self.estimator, self.base.groups
             )

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from .distances import inner_products, squared_distances
+from .distances import inner_products, scratch_for, squared_distances
 from .errors import ConfigError
 from .kernels import KERNELS, evidence_loss, median_distance, safe_cholesky
 
@@ -75,6 +75,7 @@ class GradientEstimator:
         B = len(self.blocks)
         self._points = torch.zeros(history_size, dim, dtype=dtype, device=device)
         self._gradients = torch.zeros_like(self._points)
+        self._scratch = scratch_for(self._points)
         self._distances = torch.zeros(B, history_size, history_size, dtype=torch.float64)
         self._gram = torch.zeros_like(self._distances)
         # Changed by every insertion:
@@ -105,7 +106,7 @@ class GradientEstimator:
         return bool((self._distances > 0).any())
 
     @torch.no_grad()
-    def insert(self, points: Tensor, gradients: Tensor, distances: Tensor | None = None) -> None:
+    def insert(self, points: Tensor, gradients: Tensor, distances: Tensor | None = None) -> Tensor:
         """Add pairs to the history; beyond ``history_size`` the oldest go first.
 
         Args:
@@ -114,34 +115,49 @@ class GradientEstimator:
             distances: what `distances_to` gave for each point since the last insertion, ``[n, B, T]``; saves reading
                 the history once more.
 
+        Returns:
+            What `distances_to` gives now for each point that is in the history, ``[min(n, T0), B, T]``.
+
         Raises:
             ConfigError: the shapes are not ``[n, d]``.
         """
+        self._check_pairs(points, gradients)
+        if len(points) == 0:
+            return torch.zeros(0, len(self.blocks), self._count, dtype=torch.float64)
+        known, total, size = self._count, self._slot + len(points), self.history_size
+        self._count, self._slot = min(known + len(points), size), total % size
+        stay = min(len(points), size)  # of more, the first would be overwritten by the last
+        slots = torch.arange(total - stay, total) % size
+        points, gradients = points[-stay:].to(self._points), gradients[-stay:].to(self._points)
+        self._points[slots], self._gradients[slots] = points, gradients
+        if distances is None:
+            rows = torch.stack([self.distances_to(point) for point in points])
+        else:
+            rows = torch.zeros(stay, len(self.blocks), self._count, dtype=torch.float64)
+            rows[:, :, :known] = distances[-stay:]
+            rows[:, :, slots] = self._distances_among(points)
+        history = self._gradients[: self._count]
+        products = torch.stack([inner_products(gradients, history, *block) for block in self.blocks])
+        for matrices, block_rows in ((self._distances, rows.transpose(0, 1)), (self._gram, products)):  # [B, n, T]
+            matrices[:, slots, : self._count] = block_rows
+            matrices[:, : self._count, slots] = block_rows.transpose(1, 2)
+        self._factor = None
+        return rows
+
+    def _check_pairs(self, points: Tensor, gradients: Tensor) -> None:
         if points.ndim != 2 or points.shape != gradients.shape or points.shape[1] != self.dim:
             shapes = f"{list(points.shape)} and {list(gradients.shape)}"
             raise ConfigError(f"points and gradients must both be [n, {self.dim}], got {shapes}")
-        points, gradients = points.to(self._points), gradients.to(self._points)
-        new_slots: list[int] = []
-        for i, (point, gradient) in enumerate(zip(points, gradients, strict=True)):
-            slot = self._slot
-            self._points[slot] = point
-            self._gradients[slot] = gradient
-            self._slot = (slot + 1) % self.history_size
-            self._count = T = min(self._count + 1, self.history_size)
-            if distances is None or len(points) > self.history_size:
-                rows = self.distances_to(point)
-            else:
-                rows = torch.zeros(len(self.blocks), T, dtype=torch.float64)
-                rows[:, : distances.shape[2]] = distances[i]
-                rows[:, slot] = 0.0
-                for b, block in enumerate(self.blocks):  # where points of this very insertion stand now
-                    rows[b, new_slots] = squared_distances(point, points[:i], *block).sqrt_()
-            for b, (start, stop) in enumerate(self.blocks):
-                self._distances[b, slot, :T] = self._distances[b, :T, slot] = rows[b]
-                row = inner_products(self._gradients[slot], self._gradients[:T], start, stop)
-                self._gram[b, slot, :T] = self._gram[b, :T, slot] = row
-            new_slots.append(slot)
-        self._factor = None
+
+    def _distances_among(self, points: Tensor) -> Tensor:
+        """Distances between ``points [n, d]``, ``[n, B, n]``."""
+        n, B = len(points), len(self.blocks)
+        result = torch.zeros(n, B, n, dtype=torch.float64)
+        for i in range(1, n):
+            for b, block in enumerate(self.blocks):
+                squares = squared_distances(points[i], points[:i], *block, scratch=self._scratch)
+                result[i, b, :i] = result[:i, b, i] = squares.sqrt_()
+        return result
 
     @torch.no_grad()
     def fit(self) -> None:
@@ -185,7 +201,8 @@ class GradientEstimator:
     def distances_to(self, point: Tensor) -> Tensor:
         """Distances of ``point [d]`` to the points of the history in each block, ``[B, T]``."""
         point, points = point.to(self._points), self._points[: self._count]
-        return torch.stack([squared_distances(point, points, *block).sqrt_() for block in self.blocks])
+        squares = [squared_distances(point, points, *block, scratch=self._scratch) for block in self.blocks]
+        return torch.stack(squares).sqrt_()
 
     @torch.no_grad()
     def predict(self, point: Tensor, distances: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -226,6 +243,7 @@ class GradientEstimator:
         """Move the history to another device or precision."""
         self._points = self._points.to(device, dtype)
         self._gradients = self._gradients.to(device, dtype)
+        self._scratch = self._scratch.to(device, dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Copy of the history, as plain values and tensors that ``torch.load(weights_only=True)`` accepts."""

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,17 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from .errors import ConfigError, NonFiniteError, NumericalError
-
-
-def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Copy of all entries as one vector ``[d]``."""
-    return torch.cat([t.detach().reshape(-1) for t in tensors])
-
-
-def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a vector ``[d]`` in the shapes of ``like``."""
-    parts = torch.split(vector, [t.numel() for t in like])
-    return [part.view(t.shape) for part, t in zip(parts, like, strict=True)]
+from .twin import FlatTwin, flatten, split
 
 
 class Snapshot(NamedTuple):
@@ -35,6 +25,19 @@ class Snapshot(NamedTuple):
     parameters: list[Tensor]
     states: list[dict[str, Any] | None]
     groups: list[dict[str, Any]]
+
+
+class Walker(Protocol):
+    """What takes base steps: the base itself, or its twin."""
+
+    def point(self) -> Tensor:
+        """Copy of the parameters θ ``[d]``."""
+
+    def move_to(self, point: Tensor) -> None:
+        """Copy ``point [d]`` into the parameters."""
+
+    def step(self, gradient: Tensor) -> None:
+        """One base step with ``gradient [d]``, clipped."""
 
 
 def _copy_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -144,12 +147,40 @@ class FlatBase:
         snapshot = self._snapshot()
         try:
             yield
-            bad = int((~self.point().isfinite()).sum())
-            if bad:
-                raise NonFiniteError(f"the step made {bad} parameters NaN or infinite; it is taken back")
+            _check_parameters(self.point())
         except NumericalError:
             self._restore(snapshot)
             raise
+
+    def _twin(self) -> FlatTwin | None:
+        """A twin to walk on; None where the base itself must, one parameter having no gradient for instance."""
+        return FlatTwin.of(self.base, self.max_grad_norm) if all(self._active()) else None
+
+    @contextmanager
+    def trial_walk(self) -> Iterator[Walker]:
+        """What may take steps in the block without a trace."""
+        twin = self._twin()
+        if twin is not None:
+            yield twin
+            return
+        with self.rewound():
+            yield self
+
+    @contextmanager
+    def walk(self) -> Iterator[Walker]:
+        """What may take steps in the block, which hold unless one fails numerically or they end in no finite point.
+
+        Raises:
+            NonFiniteError: a parameter became NaN or infinite; parameters and state are as before.
+        """
+        twin = self._twin()
+        if twin is not None:
+            yield twin
+            _check_parameters(twin.point())
+            twin.commit()
+            return
+        with self.undone_on_trouble():
+            yield self
 
     def _snapshot(self) -> Snapshot:
         """Copy of what a step may change, to be restored once."""
@@ -179,3 +210,10 @@ class FlatBase:
                     group[key].copy_(value)
                 else:
                     group[key] = value
+
+
+def _check_parameters(point: Tensor) -> None:
+    """Raise NonFiniteError if a base step led to a ``point [d]`` with NaN or infinite entries."""
+    bad = int((~point.isfinite()).sum())
+    if bad:
+        raise NonFiniteError(f"the step made {bad} parameters NaN or infinite; it is taken back")

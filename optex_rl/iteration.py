@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .errors import ConfigError, NonFiniteError
 from .estimator import GradientEstimator
-from .flat import FlatBase
+from .flat import FlatBase, Walker
 from .options import OptExOptions
 
 
@@ -152,29 +152,34 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
     the base carried along (Algorithm 1, lines 3–5, where ``stride`` is 1). ``base`` is left as it was.
     """
     N, stride = options.parallelism, options.stride
-    start = base.point()
     if N == 1 or estimator is None or not estimator.ready:
-        return predict_here(start.repeat(N, 1), None)
-    points, estimates, variances, distances = [], [], [], []
-    with base.rewound():
-        for step in range((N - 1) * stride + 1):
-            here = base.point()
+        return predict_here(base.point().repeat(N, 1), None)
+    variances, distances = [], []
+    last = (N - 1) * stride
+    with base.trial_walk() as walker:
+        for step in range(last + 1):
+            here = walker.point()
             distance = estimator.distances_to(here)
             mean, variance = estimator.predict(here, distance)
-            estimates.append(mean)
+            if step == 0:  # filled row by row: a list of rows would have to be copied into one at the end
+                points, estimates = here.new_empty(N, len(here)), mean.new_empty(last + 1, len(mean))
+            estimates[step] = mean
             if step % stride == 0:
-                points.append(here)
+                points[step // stride] = here
                 variances.append(variance)
                 distances.append(distance)
-            if step < (N - 1) * stride:
-                base.step(mean)
-    return Proposal(torch.stack(points), torch.stack(estimates), torch.stack(variances), torch.stack(distances))
+            if step < last:
+                walker.step(mean)
+    return Proposal(points, estimates, torch.stack(variances), torch.stack(distances))
 
 
-def follow(base: FlatBase, estimator: GradientEstimator, steps: int) -> None:
-    """``steps`` base steps, each with the posterior mean at the point where it starts."""
-    for _ in range(steps):
-        base.step(estimator.predict(base.point())[0])
+def follow(walker: Walker, estimator: GradientEstimator, steps: int, distances: Tensor | None = None) -> None:
+    """``steps`` base steps, each with the posterior mean at the point where it starts.
+
+    ``distances [B, T]`` are those of the first of these points to the history, if they are known.
+    """
+    for step in range(steps):
+        walker.step(estimator.predict(walker.point(), distances if step == 0 else None)[0])
 
 
 def chosen_point(selection: str, gradients: Tensor, losses: Tensor | None, maximize: bool = False) -> int:
@@ -196,49 +201,67 @@ def chosen_point(selection: str, gradients: Tensor, losses: Tensor | None, maxim
 
 @torch.no_grad()
 def select(
-    base: FlatBase,
+    walker: Walker,
     estimator: GradientEstimator,
     proposal: Proposal,
     gradients: Tensor,
     losses: Tensor | None,
     options: OptExOptions,
     rows: Sequence[int],
+    distances: Tensor | None = None,
+    maximize: bool = False,
 ) -> int:
-    """Move ``base`` from the iterate to the next one, the new pairs being in the history.
+    """Move ``walker`` from the iterate to the next one, the new pairs being in the history.
 
     Args:
-        base: at the iterate, with the state that belongs to it.
+        walker: the base at the iterate, with the state that belongs to it.
         estimator: its history holds the new pairs.
         proposal: the points that were evaluated.
         gradients: the true gradients at the usable ones of them, ``[n, d]``.
         losses: the losses there, ``[n]``, or None.
         options: which selection, and its options.
         rows: which of the N points are usable, ascending, at least one.
+        distances: of the iterate to the history, ``[B, T]``, if they are known.
+        maximize: whether the base ascends.
 
     Returns:
         How many base steps lie between the old iterate and the new one.
     """
     if proposal.cold or not estimator.ready:
-        base.step(gradients.mean(0))
+        walker.step(gradients.mean(0))
         return 1
     if options.selection == "refine":
         steps = options.parallelism * options.stride
-        follow(base, estimator, steps)
+        follow(walker, estimator, steps, distances)
         return steps
-    maximize = bool(base.groups[0].get("maximize", False))
     best = chosen_point(options.selection, gradients, losses, maximize)
     chosen = rows[best]
     # The same base steps again bring the state that belongs to the chosen point; no copy of it was kept.
     for estimate in proposal.estimates[: chosen * options.stride]:
-        base.step(estimate)
-    base.move_to(proposal.points[chosen])  # where it was evaluated, should the learning rate have changed since
-    base.step(gradients[best])
+        walker.step(estimate)
+    walker.move_to(proposal.points[chosen])  # where it was evaluated, should the learning rate have changed since
+    walker.step(gradients[best])
     return chosen * options.stride + 1
 
 
-def _mean_cosine(a: Tensor, b: Tensor) -> float:
-    """Mean cosine between the rows of two matrices ``[N, d]``."""
-    return float(torch.nn.functional.cosine_similarity(a, b.to(a), dim=1).mean())
+def mean_cosines(a: Tensor, b: Tensor, sizes: list[int]) -> list[float]:
+    """Mean cosine between the rows of two matrices ``[N, d]``: over all columns, then over each block of columns.
+
+    Args:
+        a: ``[N, d]``.
+        b: ``[N, d]``.
+        sizes: of the blocks, which are consecutive and make up ``d``.
+    """
+    blocks = list(zip(torch.split(a, sizes, dim=1), torch.split(b.to(a), sizes, dim=1), strict=True))
+    # Row by row, where all rows at once would need room for their products.
+    dots = torch.stack([torch.stack([torch.dot(x, y) for x, y in zip(*pair, strict=True)]) for pair in blocks])
+    norms = [torch.stack([torch.linalg.vector_norm(pair[i], dim=1) for pair in blocks]) for i in (0, 1)]
+    # Over all columns dots add up, and so do the squares of norms; a zero vector has the cosine 0.
+    dots = torch.cat([dots.sum(0, keepdim=True), dots])
+    norms = [torch.cat([torch.linalg.vector_norm(norm, dim=0, keepdim=True), norm]) for norm in norms]
+    tiny = torch.finfo(dots.dtype).tiny
+    cosines: list[float] = (dots / norms[0].clamp_min(tiny) / norms[1].clamp_min(tiny)).mean(1).tolist()
+    return cosines
 
 
 def iteration_statistics(
@@ -257,12 +280,12 @@ def iteration_statistics(
         estimator: gives length scale and noise.
         groups: parameter groups; several get a cosine each.
     """
-    statistics = {"cosine": _mean_cosine(predictions, gradients)}
     names = [str(group.get("name", number)) for number, group in enumerate(groups)]
+    sizes = [sum(p.numel() for p in group["params"]) for group in groups]
+    cosine, *by_group = mean_cosines(predictions, gradients, sizes)
+    statistics = {"cosine": cosine}
     if len(groups) > 1:
-        sizes = [sum(p.numel() for p in group["params"]) for group in groups]
-        parts = zip(names, torch.split(predictions, sizes, dim=1), torch.split(gradients, sizes, dim=1), strict=True)
-        statistics |= {f"cosine/{name}": _mean_cosine(a, b) for name, a, b in parts}
+        statistics |= {f"cosine/{name}": value for name, value in zip(names, by_group, strict=True)}
     values = {
         "lengthscale": estimator.lengthscale.tolist(),
         "noise": estimator.noise.tolist(),

@@ -232,7 +232,8 @@ class OptEx(Optimizer):
 
         Raises:
             ConfigError: no parameter has a gradient, or a gradient is sparse.
-            NonFiniteError: a gradient or loss is NaN or infinite; the parameters are back at the iterate.
+            NonFiniteError: a gradient or loss is NaN or infinite, or parameters would become so; they are at the
+                iterate.
         """
         if self.options.parallelism == 1:
             return self._base_step(closure)

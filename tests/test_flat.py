@@ -12,7 +12,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from optex_rl.errors import ConfigError
-from optex_rl.flat import FlatBase, flatten, split
+from optex_rl.flat import FlatBase
+from optex_rl.twin import flatten, split
 
 from .helpers import CASES, Case, Problem, advance, same
 

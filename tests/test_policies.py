@@ -118,6 +118,26 @@ def test_products_by_hand_equal_vmap(name: str) -> None:
     assert relative_error(by_hand.critic(points, obs), by_vmap.critic(points, obs)) < 1e-5
 
 
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("name", ["tanh", "box", "relu"])
+def test_derivatives_by_hand_equal_vmap(name: str, again: bool) -> None:
+    """The gradient, and that of its product with a vector: what the backward passes by hand do with either."""
+    policy = architectures()[name].double()
+    general = copy.deepcopy(policy)
+    general.__class__ = type("Derived", (MlpPolicy,), {})
+    generator = torch.Generator().manual_seed(0)
+    obs = torch.randn(3, 5, 4, generator=generator).double()
+
+    def derivative(of: nn.Module) -> Tensor:
+        points = stack(policy, 3).requires_grad_()
+        bound = StackedPolicy(of).bind(points)
+        loss = bound.actor(obs).pow(3).sum() + bound.critic(obs).pow(3).sum()
+        (gradient,) = torch.autograd.grad(loss, points, create_graph=again)
+        return torch.autograd.grad((gradient * points.detach()).sum(), points)[0] if again else gradient
+
+    torch.testing.assert_close(derivative(policy), derivative(general), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["tanh", "shared"])
 def test_evaluation_changes_nothing(name: str) -> None:
     policy = architectures()[name]
