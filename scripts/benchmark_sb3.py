@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap, trim_mean
 from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from optex_rl import OptEx
+from optex_rl.comparison import interquartile_mean, median, stratified_interval
 from optex_rl.sb3 import OptExA2C, make_sb3_vec_env, sb3_defaults
 
 RATE = 7e-4  # A2C's default, which rl_zoo3 keeps
@@ -153,20 +153,17 @@ def figure(value: float, digits: int = 0) -> str:
 def reached(curves: list[Curve], threshold: float) -> str:
     """Median rollouts and seconds to a return, and how many seeds got there."""
     rollouts, seconds = ([curve.first(threshold, axis) for curve in curves] for axis in ("rollouts", "seconds"))
-    medians = figure(statistics.median_high(rollouts)), figure(statistics.median_high(seconds), 1)
+    medians = figure(median(rollouts)), figure(median(seconds), 1)
     return f"{medians[0]} / {medians[1]} s ({sum(map(math.isfinite, rollouts))}/{len(curves)})"
 
 
 def table_row(name: str, curves: list[Curve], thresholds: list[float]) -> str:
     """One line of the Markdown table."""
     areas = [statistics.fmean(curve.returns) for curve in curves]
-    low = high = math.nan
-    if len(areas) > 1:
-        interval = bootstrap((areas,), lambda x, axis: trim_mean(x, 0.25, axis=axis), rng=np.random.default_rng(0))
-        low, high = interval.confidence_interval
+    low, high = stratified_interval([areas], np.random.default_rng(0), method="BCa")
     pace = statistics.median(1e3 * curve.seconds[-1] / curve.rollouts[-1] for curve in curves)
     columns = [
-        figure(trim_mean(areas, 0.25)),
+        figure(interquartile_mean(areas)),
         f"{figure(low)} … {figure(high)}",
         figure(final_return(curves)),
         *(reached(curves, threshold) for threshold in thresholds),
@@ -177,7 +174,7 @@ def table_row(name: str, curves: list[Curve], thresholds: list[float]) -> str:
 
 def final_return(curves: list[Curve]) -> float:
     """Interquartile mean of the last returns."""
-    return float(trim_mean([curve.returns[-1] for curve in curves], 0.25))
+    return float(interquartile_mean([curve.returns[-1] for curve in curves]))
 
 
 def main() -> None:
