@@ -15,6 +15,7 @@ from .bases import resolve_base
 from .checkpoints import write_atomically
 from .errors import ConfigError, RunFolderError
 from .options import BLOCKS, SELECTIONS, OptExOptions, check_at_least, check_choice
+from .predictors import PREDICTORS
 from .settings import tuned_options
 
 METHODS: Final = ("vanilla", "data-parallel", "target", "optex")
@@ -60,6 +61,7 @@ class TrainConfig:
     noise: float | str = _option("auto", "gradient noise: a number, or 'auto' by evidence")
     selection: str = _option("refine", "how the next iterate is made from the N evaluations", SELECTIONS)
     stride: int = _option(1, "base steps from one point to the next")
+    predictor: str = _option("posterior", "what stands in for gradients not yet evaluated", tuple(PREDICTORS))
     blocks: str = _option("joint", "one estimate for all parameters, or one for each group (actor, critic)", BLOCKS)
 
     gamma: float = _option(0.99, "discount factor")

@@ -17,6 +17,8 @@ METHODS: Final[dict[str, dict[str, Any]]] = {
     "data-parallel": {"method": "data-parallel"},
     "target": {"method": "target"},
     "optex": {"method": "optex"},
+    "mean": {"method": "optex", "predictor": "mean"},
+    "last": {"method": "optex", "predictor": "last"},
 }
 
 
