@@ -40,12 +40,14 @@ class FusedEvaluator:
         policy: the network; only its architecture is used.
         agent: gives the loss.
         collector: steps the environments.
+        differentiate: whether the gradients are wanted; else they are zero.
     """
 
-    def __init__(self, policy: nn.Module, agent: Agent, collector: Collector) -> None:
+    def __init__(self, policy: nn.Module, agent: Agent, collector: Collector, differentiate: bool = True) -> None:
         self.policy = StackedPolicy(policy)
         self.agent = agent
         self.collector = collector
+        self.differentiate = differentiate
         self.batch: Batch | None = None  # the experience of the last evaluation, for a look at what went wrong
 
     def __call__(self, points: Tensor) -> Evaluation:
@@ -54,7 +56,10 @@ class FusedEvaluator:
         bound = self.policy.bind(points)
         batch, episodes = self.collector.collect(bound, points.device)
         self.batch = batch
-        losses = self.agent.loss(bound, batch)
+        with torch.set_grad_enabled(self.differentiate):
+            losses = self.agent.loss(bound, batch)
+        if not self.differentiate:
+            return Evaluation(torch.zeros_like(points), losses, episodes)
         (gradients,) = torch.autograd.grad(losses.total.sum(), points)
         return Evaluation(gradients, losses._replace(total=losses.total.detach()), episodes)
 

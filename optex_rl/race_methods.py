@@ -19,6 +19,7 @@ METHODS: Final[dict[str, dict[str, Any]]] = {
     "optex": {"method": "optex"},
     "mean": {"method": "optex", "predictor": "mean"},
     "last": {"method": "optex", "predictor": "last"},
+    "ppo": {"algo": "ppo", "method": "data-parallel"},  # as many samples an iteration as the N points take together
 }
 
 
