@@ -19,9 +19,9 @@ makes the --seeds final runs. Each finished run is a file in --folder: the same 
 table.md, summary.csv, curves.csv, pictures and TensorBoard events are written there as well. The flags of train are
 options of all methods; what is not given is the tuned setting of each task."""
 METHODS_HELP: Final = """\
-vanilla, data-parallel, target, optex; mean and last, which are optex with that predictor; ppo, which is PPO with the
-samples of all N points; each also with options of train of its own, as in optex:stride=2,selection=last (default: the
-first four)"""
+vanilla, data-parallel, target, optex; mean and last: optex with that predictor; ppo: PPO with the samples of all N
+points; sb3-a2c, sb3-ppo: stable-baselines3 with the settings of rl_zoo3. Each may have options of its own, as in
+optex:stride=2,selection=last or sb3-ppo:steps=100000 (default: the first four)"""
 
 
 def add_compare_command(commands: Any, common: argparse.ArgumentParser) -> None:

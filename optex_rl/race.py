@@ -24,10 +24,10 @@ from .config import TrainConfig
 from .errors import ConfigError, OptExError, RunFolderError
 from .interrupts import StopRequest, stop_on_interrupt
 from .options import check_at_least
-from .race_methods import method_overrides
-from .race_runs import FIRST_TUNING_SEED, Job, Run, is_done, read_run, run_job
+from .race_methods import is_sb3, method_options
+from .race_runs import FIRST_TUNING_SEED, Job, Run, RunConfig, check_can_run, is_done, read_run, run_job
+from .rl_zoo3 import Sb3Config
 from .runs import locked
-from .training import Trainer
 
 UNUSED: Final[dict[str, Any]] = {"logdir": None, "run_name": None, "progress_bar": False, "checkpoint_freq": 0}
 
@@ -78,17 +78,19 @@ class Race:
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise ConfigError(f"learning_rates must be factors above 0, got {list(self.learning_rates)}")
 
-    def settings(self, env: str, method: str) -> dict[str, TrainConfig]:
-        """The tuning budget of a method on a task, by name.
+    def settings(self, env: str, method: str) -> dict[str, RunConfig]:
+        """The tuning budget of a method on a task, by name; stable-baselines3 comes tuned.
 
         Raises:
             ConfigError: the method is unknown, or an option is outside what is allowed.
         """
-        base = TrainConfig.recommended(
-            **{"algo": self.algo, **self.overrides, **method_overrides(method), **UNUSED, "env": env}
-        )
+        options = method_options(method)
+        if is_sb3(method):
+            kept = {name: value for name, value in self.overrides.items() if name == "eval_episodes"}
+            return {"rl_zoo3": Sb3Config(**options, **kept, env=env)}
+        base = TrainConfig.recommended(**{"algo": self.algo, **self.overrides, **options, **UNUSED, "env": env})
         check_at_least("eval_freq", base.eval_freq, 1)
-        budget = {}
+        budget: dict[str, RunConfig] = {}
         for factor, ent_coef in itertools.product(self.learning_rates, self.ent_coefs or [base.ent_coef]):
             rate = float(f"{base.learning_rate * factor:.6g}")  # 3e-3 · 4 is 0.012, not 0.0120…01
             words = f"lr {rate:g}" + (f", ent {ent_coef:g}" if self.ent_coefs else "")
@@ -137,14 +139,14 @@ def run_race(race: Race) -> StopRequest:
         NumericalError, OptExError: a run or a worker failed.
     """
     cells = list(itertools.product(race.envs, race.methods))
-    for env, method in cells:
-        Trainer(next(iter(race.settings(env, method).values()))).close()
+    for cell in cells:
+        check_can_run(next(iter(race.settings(*cell).values())))
     try:
         race.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(f"the folder {race.folder} cannot be made: {error.strerror}") from error
-    per_cell = race.seeds * (len(race.learning_rates) * max(len(race.ent_coefs), 1) if race.all_settings else 1)
-    total = sum(len(race.tuning_jobs(*cell)) + per_cell for cell in cells)
+    finals = [race.seeds * (len(race.settings(*cell)) if race.all_settings else 1) for cell in cells]
+    total = sum(finals) + sum(len(race.tuning_jobs(*cell)) for cell in cells)
     workers = race.workers or os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
     with (

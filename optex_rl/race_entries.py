@@ -12,7 +12,7 @@ import numpy as np
 from .comparison import Array, Curve, Summary, area, normalize, stack_returns, summarize
 from .errors import ConfigError, RunFolderError
 from .race import best_setting
-from .race_methods import METHODS
+from .race_methods import NAMES
 from .race_runs import Run, read_run
 
 # What counts as solved. Gymnasium's own thresholds where the task can be expected to reach them within the settings.
@@ -91,14 +91,14 @@ def gather(runs: Sequence[Run], thresholds: Mapping[str, float]) -> list[Entry]:
 
 def _order(run: Run) -> tuple[Any, ...]:
     """Known tasks and methods first, in the order of their tables; settings by number."""
-    tasks, names = list(THRESHOLDS), list(METHODS)
-    name = run.method.partition(":")[0]
+    tasks, names = list(THRESHOLDS), NAMES
+    name, rate = run.method.partition(":")[0], run.settings.get("learning_rate")
     return (
         tasks.index(run.env) if run.env in tasks else len(tasks),
         run.env,
         names.index(name) if name in names else len(names),
         run.method,
-        float(run.settings.get("learning_rate", 0.0)),
+        rate if isinstance(rate, float) else 0.0,
         run.setting,
         run.seed,
     )

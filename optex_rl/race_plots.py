@@ -11,6 +11,7 @@ import numpy as np
 from .comparison import interquartile_mean, performance_profile, stack_returns, stratified_interval
 from .plots import new_figure, save_figure
 from .race_entries import Entry, normalized_scores
+from .race_methods import is_sb3
 
 AXES: Final = (
     ("iterations", "sequential iterations"),
@@ -22,7 +23,8 @@ AXES: Final = (
 def draw_task(entries: Sequence[Entry], output: Path) -> None:
     """Return against sequential iterations, wall time and environment steps: interquartile mean and 95 % interval.
 
-    Seconds and steps are means over seeds.
+    Seconds and steps are means over seeds. A rollout of stable-baselines3 is no iteration of ours: it is left out where
+    these are counted, and the other two axes are logarithmic then.
 
     Args:
         entries: one a method, all of one task.
@@ -38,6 +40,8 @@ def draw_task(entries: Sequence[Entry], output: Path) -> None:
         middle = interquartile_mean(returns)
         low, high = stratified_interval([returns], np.random.default_rng(0))
         for panel, (column, _) in zip(panels, AXES, strict=True):
+            if is_sb3(entry.method) and column == "iterations":
+                continue
             x = np.mean([getattr(curve, column) for curve in entry.curves], axis=0)
             (line,) = panel.plot(x, middle, label=f"{entry.method}, {entry.setting}")
             panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
@@ -45,6 +49,9 @@ def draw_task(entries: Sequence[Entry], output: Path) -> None:
         panel.axhline(entries[0].threshold, color="black", linestyle=":", linewidth=1)
         panel.set(xlabel=label)
         panel.grid(alpha=0.3)
+    if any(is_sb3(entry.method) for entry in entries):
+        for panel in panels[1:]:
+            panel.set(xscale="log")
     panels[0].set(ylabel="return", title=entries[0].env)
     panels[-1].legend(fontsize="small")
     save_figure(figure, output)

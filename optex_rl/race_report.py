@@ -26,7 +26,8 @@ stands alone). Iterations, seconds and steps to it: medians over seeds, a run th
 infinite. Area (mean return over the sequential iterations) and return at the end: interquartile means over seeds with
 their 95 % bootstrap intervals. Late: the lowest interquartile mean of an evaluation in the last quarter, in per cent
 of the way from the start to the threshold. * is the setting chosen: by the tuning runs, or by the area where there
-are none."""
+are none. An iteration of sb3-a2c and sb3-ppo is a rollout with its updates, so their iterations and areas are no
+measure for the others'."""
 HEADER: Final = (
     "| method | setting | iterations | seconds | 10³ steps | reached | area (95 %) | at the end (95 %) | late |\n"
     "|---|---|---|---|---|---|---|---|---|"

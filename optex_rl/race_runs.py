@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import re
 import time
 import warnings
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from .checkpoints import write_atomically
 from .comparison import Curve
 from .config import TrainConfig
-from .errors import NumericalError, NumericalWarning, RunFolderError
+from .envs import make_vec
+from .errors import ConfigError, NumericalError, NumericalWarning, RunFolderError
+from .rl_zoo3 import Sb3Config
 from .training import Trainer
 
 FIRST_TUNING_SEED: Final = 1_000_000  # final seeds begin at 0, so the two are disjoint
+
+RunConfig: TypeAlias = TrainConfig | Sb3Config
 
 
 class Job(NamedTuple):
@@ -32,10 +37,10 @@ class Job(NamedTuple):
     env: str
     method: str
     setting: str
-    config: TrainConfig
+    config: RunConfig
 
     @classmethod
-    def make(cls, method: str, setting: str, config: TrainConfig, seed: int) -> Job:
+    def make(cls, method: str, setting: str, config: RunConfig, seed: int) -> Job:
         """The run of a setting with a seed."""
         return cls(config.env, method, setting, dataclasses.replace(config, seed=seed))
 
@@ -47,7 +52,9 @@ class Job(NamedTuple):
 
     def settings(self) -> dict[str, Any]:
         """The options that decide what the run gives."""
-        settings = self.config.settings() | {"iterations": self.config.iterations}
+        settings = self.config.settings()
+        if isinstance(self.config, TrainConfig):
+            settings["iterations"] = self.config.iterations
         return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
 
 
@@ -93,11 +100,34 @@ def follow_training(config: TrainConfig) -> Curve:
     return Curve(*zip(*points, strict=True))
 
 
+def check_can_run(config: RunConfig) -> None:
+    """Find out in a moment what would fail in a worker.
+
+    Raises:
+        ConfigError: the task, an option, or stable-baselines3 is not there.
+    """
+    if isinstance(config, TrainConfig):
+        Trainer(config).close()
+        return
+    make_vec(config.env, 1).close()
+    if importlib.util.find_spec("stable_baselines3") is None:
+        raise ConfigError("the methods sb3-a2c and sb3-ppo need stable-baselines3: pip install 'optex-rl[sb3]'")
+
+
+def follow(config: RunConfig) -> Curve:
+    """The curve of a run, ours or one of stable-baselines3."""
+    if isinstance(config, TrainConfig):
+        return follow_training(config)
+    from .sb3_race import follow_sb3  # needs the extra sb3, which other runs do without
+
+    return follow_sb3(config)
+
+
 def run_job(job: Job, folder: Path) -> None:
     """Do a run and write its file, whole or not at all."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", NumericalWarning)
-        curve = follow_training(job.config)
+        curve = follow(job.config)
     content = {
         "env": job.env,
         "method": job.method,

@@ -18,8 +18,8 @@ from optex_rl.cli import main
 from optex_rl.comparison import Curve
 from optex_rl.race import Race, best_setting
 from optex_rl.race_entries import gather, read_runs
-from optex_rl.race_methods import METHODS, method_overrides
-from optex_rl.race_runs import FIRST_TUNING_SEED, Job, Run, follow_training, is_done, run_job
+from optex_rl.race_methods import METHODS, method_options
+from optex_rl.race_runs import FIRST_TUNING_SEED, Job, Run, follow, is_done, run_job
 
 SMALL: dict[str, Any] = {"n_envs": 2, "n_steps": 16, "iterations": 3, "eval_episodes": 2, "eval_freq": 2}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
@@ -46,6 +46,12 @@ def run(setting: str, seed: int, *returns: float, env: str = "CartPole-v1", meth
     return Run(env, method, setting, seed, {}, curve, [])
 
 
+def budget(race: Race, env: str, method: str) -> dict[str, TrainConfig]:
+    """The settings of one of our own methods."""
+    settings = race.settings(env, method)
+    return {name: config for name, config in settings.items() if isinstance(config, TrainConfig)}
+
+
 def without_times(folder: Path) -> dict[str, Any]:
     contents = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
     for content in contents.values():
@@ -63,7 +69,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_make_a_configuration(method: str, tmp_path: Path) -> None:
-    settings = race(tmp_path).settings("CartPole-v1", method)
+    settings = budget(race(tmp_path), "CartPole-v1", method)
     assert [config.learning_rate for config in settings.values()] == [0.003, 0.006, 0.012, 0.024]
     for config in settings.values():
         assert {name: getattr(config, name) for name in METHODS[method]} == METHODS[method]
@@ -72,16 +78,16 @@ def test_methods_make_a_configuration(method: str, tmp_path: Path) -> None:
 
 def test_the_base_is_the_tuned_setting_of_each_task(tmp_path: Path) -> None:
     tuned = TrainConfig.recommended("Pendulum-v1", "a2c")
-    (config,) = race(tmp_path, overrides={}, learning_rates=[0.5]).settings("Pendulum-v1", "target").values()
+    (config,) = budget(race(tmp_path, overrides={}, learning_rates=[0.5]), "Pendulum-v1", "target").values()
     assert config.learning_rate == tuned.learning_rate / 2 == 0.001
     assert (config.gamma, config.iterations, config.method) == (tuned.gamma, tuned.iterations, "target")
 
 
 def test_a_method_may_have_options_of_its_own(tmp_path: Path) -> None:
-    given = method_overrides("optex:stride=2,lengthscale=median,noise=0.5,normalize-obs=yes,max_grad_norm=none")
+    given = method_options("optex:stride=2,lengthscale=median,noise=0.5,normalize-obs=yes,max_grad_norm=none")
     options = {"stride": 2, "lengthscale": "median", "noise": 0.5, "normalize_obs": True, "max_grad_norm": None}
     assert given == {"method": "optex", **options}
-    (config,) = race(tmp_path, learning_rates=[2]).settings("CartPole-v1", "vanilla:learning_rate=0.1").values()
+    (config,) = budget(race(tmp_path, learning_rates=[2]), "CartPole-v1", "vanilla:learning_rate=0.1").values()
     assert config.learning_rate == 0.2
 
 
@@ -89,16 +95,17 @@ def test_a_method_may_have_options_of_its_own(tmp_path: Path) -> None:
     ("method", "message"),
     [
         ("magic", "methods must be among vanilla, .*, got 'magic'"),
-        ("optex:stride", "must be NAME:option=value,… with options of train, got 'stride'"),
+        ("optex:stride", "must be NAME:option=value,… with options those of train, got 'stride'"),
         ("optex:wings=2", "got 'wings=2'"),
         ("optex:seed=2", "got 'seed=2'"),
+        ("sb3-ppo:stride=2", "with options evaluations, steps, got 'stride=2'"),
         ("optex:stride=two", "stride in method 'optex:stride=two' cannot be 'two'"),
         ("optex:normalize_obs=1", "normalize_obs in method 'optex:normalize_obs=1' must be yes or no, got '1'"),
     ],
 )
 def test_methods_that_are_none(method: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        method_overrides(method)
+        method_options(method)
 
 
 def test_tuning_and_final_seeds_are_disjoint(tmp_path: Path) -> None:
@@ -121,7 +128,7 @@ def test_one_setting_needs_no_tuning(tmp_path: Path) -> None:
 def test_every_run_has_a_file_of_its_own(tmp_path: Path) -> None:
     everything = race(tmp_path, all_settings=True, ent_coefs=[0.0, 0.01], methods=[*METHODS, "optex:stride=2"])
     jobs = [job for method in everything.methods for job in everything.final_jobs("CartPole-v1", method)]
-    assert len({job.file_name for job in jobs}) == len(jobs) == 5 * 8 * 10
+    assert len({job.file_name for job in jobs}) == len(jobs) == len(everything.methods) * 8 * 10
     assert not any(set(job.file_name) & set("/\\:* ") for job in jobs)
 
 
@@ -146,7 +153,7 @@ def test_a_task_without_threshold_needs_one() -> None:
 
 
 def test_a_curve_has_both_ends_and_training_time_only() -> None:
-    curve = follow_training(job(method="target").config)
+    curve = follow(job(method="target").config)
     assert curve.iterations == (0, 2, 3)
     assert curve.env_steps == (0, 2 * 4 * 32, 3 * 4 * 32)
     assert curve.wall_time[0] == 0.0
@@ -162,7 +169,7 @@ def test_the_clock_stands_still_during_evaluations(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Trainer, "evaluate", evaluate)
     monkeypatch.setattr(Trainer, "iterate", lambda trainer: setattr(trainer, "iteration", trainer.iteration + 1))
-    assert follow_training(job().config).wall_time[-1] < 0.1
+    assert follow(job().config).wall_time[-1] < 0.1
 
 
 def test_a_run_that_breaks_down_keeps_its_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +201,7 @@ def test_a_file_tells_what_it_is(tmp_path: Path) -> None:
     assert not is_done(job(seed=1), tmp_path)
     (saved,) = read_runs(tmp_path)
     assert (saved.env, saved.method, saved.setting, saved.seed) == ("CartPole-v1", "vanilla", "lr 0.003", 0)
-    assert saved.curve.returns == follow_training(done.config).returns
+    assert saved.curve.returns == follow(done.config).returns
     with pytest.raises(RunFolderError, match=r"was made with n_steps 16, and 32 is asked for"):
         is_done(job(n_steps=32), tmp_path)
     with pytest.raises(RunFolderError, match=r"was made with iterations 3, and 4 is asked for"):
