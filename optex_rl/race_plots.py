@@ -35,26 +35,31 @@ def draw_task(entries: Sequence[Entry], output: Path) -> None:
     """
     figure = new_figure(width=15, height=4.5)
     panels = figure.subplots(1, len(AXES), sharey=True)
+    logarithmic = any(is_sb3(entry.method) for entry in entries)
     for entry in entries:
         returns = stack_returns(entry.curves)
-        middle = interquartile_mean(returns)
-        low, high = stratified_interval([returns], np.random.default_rng(0))
+        bands = np.stack([interquartile_mean(returns), *stratified_interval([returns], np.random.default_rng(0))])
         for panel, (column, _) in zip(panels, AXES, strict=True):
-            if is_sb3(entry.method) and column == "iterations":
-                continue
             x = np.mean([getattr(curve, column) for curve in entry.curves], axis=0)
-            (line,) = panel.plot(x, middle, label=f"{entry.method}, {entry.setting}")
-            panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    for panel, (_, label) in zip(panels, AXES, strict=True):
+            if column == "iterations" and is_sb3(entry.method):
+                shown = np.zeros(len(x), np.bool_)  # drawn all the same, so that the colours agree
+            else:
+                shown = x > 0 if logarithmic and column != "iterations" else np.ones(len(x), np.bool_)
+            middle, low, high = bands[:, shown]
+            (line,) = panel.plot(x[shown], middle, label=f"{entry.method}, {entry.setting}")
+            panel.fill_between(x[shown], low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    for panel, (column, label) in zip(panels, AXES, strict=True):
         panel.axhline(entries[0].threshold, color="black", linestyle=":", linewidth=1)
-        panel.set(xlabel=label)
+        panel.set(xlabel=label, xscale="log" if logarithmic and column != "iterations" else "linear")
         panel.grid(alpha=0.3)
-    if any(is_sb3(entry.method) for entry in entries):
-        for panel in panels[1:]:
-            panel.set(xscale="log")
     panels[0].set(ylabel="return", title=entries[0].env)
-    panels[-1].legend(fontsize="small")
+    add_legend(figure, panels[-1])
     save_figure(figure, output)
+
+
+def add_legend(figure: Any, panel: Any) -> None:
+    """One legend for all panels, beside them."""
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
 
 
 def draw_profiles(methods: Mapping[str, Sequence[Entry]], output: Path) -> None:
@@ -67,7 +72,7 @@ def draw_profiles(methods: Mapping[str, Sequence[Entry]], output: Path) -> None:
     Raises:
         ConfigError: Matplotlib is missing, or cannot write this kind of file.
     """
-    figure = new_figure(width=10, height=4)
+    figure = new_figure(width=12, height=4)
     panels: Any = figure.subplots(1, 2, sharey=True)
     taus = np.linspace(0.0, 1.2, 121)
     for name, entries in methods.items():
@@ -77,5 +82,5 @@ def draw_profiles(methods: Mapping[str, Sequence[Entry]], output: Path) -> None:
         panel.set(xlabel="normalised return τ", title=title)
         panel.grid(alpha=0.3)
     panels[0].set(ylabel="share of runs with return ≥ τ")
-    panels[0].legend(fontsize="small")
+    add_legend(figure, panels[0])
     save_figure(figure, output)

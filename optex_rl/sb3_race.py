@@ -34,11 +34,8 @@ class EvaluationClock(BaseCallback):
         self.evaluate, self.every, self.rollouts = evaluate, every, rollouts
         self.points: list[tuple[int, int, float, float]] = []
         self.rollout = 0
-        self._paused = 0.0
-        self._started = time.perf_counter()
-
-    def _on_training_start(self) -> None:
-        self._started = time.perf_counter()
+        self._seconds = 0.0  # of training, up to the last evaluation
+        self._resumed = 0.0  # when the clock went on after it
 
     def _on_rollout_start(self) -> None:
         if self.rollout % self.every == 0 or self.rollout == self.rollouts:
@@ -53,10 +50,10 @@ class EvaluationClock(BaseCallback):
             self._note()
 
     def _note(self) -> None:
-        now = time.perf_counter()
-        seconds = now - self._started - self._paused
-        self.points.append((self.rollout, self.num_timesteps, seconds, self.evaluate()))
-        self._paused += time.perf_counter() - now
+        if self.points:
+            self._seconds += time.perf_counter() - self._resumed
+        self.points.append((self.rollout, self.num_timesteps, self._seconds, self.evaluate()))
+        self._resumed = time.perf_counter()
 
     def curve(self) -> Curve:
         """What was noted; an iteration is a rollout with the updates that follow it."""

@@ -271,7 +271,7 @@ def test_what_is_done_is_not_done_again(finished: Path, tmp_path: Path) -> None:
     assert without_times(tmp_path) == without_times(finished)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_keeps_what_is_finished(tmp_path: Path, number: signal.Signals) -> None:
     flags = ["--methods", "vanilla", "--learning-rates", "1", "--seeds", "200", *FLAGS, "--workers", "1"]
     code = "import sys; from optex_rl.cli import main; sys.exit(main())"
@@ -290,6 +290,23 @@ def test_a_signal_keeps_what_is_finished(tmp_path: Path, number: signal.Signals)
     assert f"| 0/{done} |" in out  # nothing is solved in three iterations
     time.sleep(1.0)
     assert len(read_runs(tmp_path)) == done  # no worker goes on
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    """Nobody is left to tell them; each ends by itself, and what is finished is whole."""
+    flags = ["--methods", "vanilla", "--learning-rates", "1", "--seeds", "500", *FLAGS, "--workers", "1"]
+    code = "import sys; from optex_rl.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "compare", *flags, "--folder", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("*.json"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+    time.sleep(2.0)
+    done = len(read_runs(tmp_path))
+    time.sleep(2.0)
+    assert 2 <= len(read_runs(tmp_path)) == done < 500
 
 
 def test_other_options_need_another_folder(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
