@@ -20,9 +20,12 @@ from .policies import MlpPolicy as MlpPolicy
 from .policies import StackedPolicy as StackedPolicy
 from .policies import encode_observations as encode_observations
 from .policies import observation_size as observation_size
+from .ppo import PPO as PPO
+from .ppo import Rows as Rows
 from .reinforce import Reinforce as Reinforce
 
 __all__ = [
+    "PPO",
     "ActionDistribution",
     "ActorCritic",
     "ActorCriticPolicy",
@@ -34,6 +37,7 @@ __all__ = [
     "DiagonalGaussian",
     "MlpPolicy",
     "Reinforce",
+    "Rows",
     "StackedPolicy",
     "encode_observations",
     "make_agent",
@@ -41,11 +45,11 @@ __all__ = [
     "observation_size",
 ]
 
-_AGENTS: dict[str, type[ActorCritic] | type[Reinforce]] = {"a2c": ActorCritic, "reinforce": Reinforce}
+_AGENTS: dict[str, type[ActorCritic] | type[Reinforce]] = {"a2c": ActorCritic, "ppo": PPO, "reinforce": Reinforce}
 
 
 def make_agent(name: str, **hyperparameters: Any) -> Agent:
-    """The agent called `name` ("reinforce" or "a2c") with the given hyper-parameters.
+    """The agent called `name` ("reinforce", "a2c" or "ppo") with the given hyper-parameters.
 
     Raises:
         ConfigError: an unknown name, an unknown hyper-parameter, or a value outside of its range.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ..returns import gae
 from .batch import AgentLosses, Batch, check_flag, check_number, combine_losses, critic_values
 from .policies import BoundPolicy
@@ -45,6 +47,16 @@ class ActorCritic:
         """True."""
         return True
 
+    def estimate(self, policy: BoundPolicy, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Values, with gradient, and generalised advantages, without: two tensors [N, T, E].
+
+        Raises:
+            ConfigError: the policy has no critic, or the shapes do not fit.
+        """
+        values, next_values = critic_values(policy, batch)
+        flags = batch.terminated, batch.truncated
+        return values, gae(batch.rewards, values.detach(), next_values, *flags, self.gamma, self.gae_lambda)
+
     def loss(self, policy: BoundPolicy, batch: Batch) -> AgentLosses:
         """The N losses; advantages and value targets (advantage + value) are constants.
 
@@ -53,16 +65,12 @@ class ActorCritic:
         Raises:
             ConfigError: the policy has no critic, or the shapes do not fit.
         """
-        values, next_values = critic_values(policy, batch)
-        baseline = values.detach()
-        advantages = gae(
-            batch.rewards, baseline, next_values, batch.terminated, batch.truncated, self.gamma, self.gae_lambda
-        )
+        values, advantages = self.estimate(policy, batch)
         return combine_losses(
             policy,
             batch,
             advantages,
-            (values, advantages + baseline),
+            (values, advantages + values.detach()),
             ent_coef=self.ent_coef,
             vf_coef=self.vf_coef,
             normalize_advantage=self.normalize_advantage,

@@ -110,13 +110,35 @@ def combine_losses(
     inputs = policy.actor(batch.obs.flatten(1, 2))
     log_probs = policy.distribution.log_prob(inputs, batch.actions.flatten(1, 2))
     policy_term = policy_gradient_loss(log_probs, advantages.flatten(1))
+    flat = None if critic is None else (critic[0].flatten(1), critic[1].flatten(1))
+    return add_up_losses(policy, inputs, policy_term, flat, ent_coef=ent_coef, vf_coef=vf_coef)
+
+
+def add_up_losses(
+    policy: BoundPolicy,
+    inputs: Tensor,
+    policy_term: Tensor,
+    critic: tuple[Tensor, Tensor] | None,
+    *,
+    ent_coef: float,
+    vf_coef: float,
+) -> AgentLosses:
+    """The weighted sum of policy, value and entropy loss of every point.
+
+    Args:
+        policy: the N points.
+        inputs: [N, B, A], what the actor says of the observations.
+        policy_term: [N], with gradient.
+        critic: values with gradient and their targets, both [N, B]; None for an agent without critic.
+        ent_coef: weight of the entropy bonus.
+        vf_coef: weight of the value loss.
+    """
     # Without a bonus the entropy is only reported: no backward pass for a term of weight zero.
     entropy_term = entropy_loss(policy.distribution.entropy(inputs if ent_coef else inputs.detach()))
     total = policy_term + ent_coef * entropy_term
     value_term = explained = torch.zeros_like(policy_term)
     if critic is not None:
-        values, targets = critic[0].flatten(1), critic[1].flatten(1)
-        value_term, explained = value_loss(values, targets), explained_variance(values, targets)
+        value_term, explained = value_loss(*critic), explained_variance(*critic)
         total = total + vf_coef * value_term
     return AgentLosses(total, policy_term.detach(), value_term.detach(), -entropy_term.detach(), explained)
 

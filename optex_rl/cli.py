@@ -1,23 +1,24 @@
-"""The command line: optex-rl train | evaluate | plot."""
+"""The command line: optex-rl train | evaluate | plot | compare."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
 
 from .checkpoints import load_checkpoint
+from .compare_command import add_compare_command
 from .config import TrainConfig, load_config
 from .envs import make_vec
 from .errors import ConfigError, OptExError
 from .evaluation import evaluate_policy
+from .flags import add_config_arguments, given_options
 from .loop import TrainResult, resume, train
 from .options import check_at_least
 from .restore import restore_policy
@@ -27,7 +28,7 @@ from .video import record_episode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 after an error, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run a command; returns its exit status: 0; 1 error, 2 bad options, 130 Ctrl-C, 143 SIGTERM."""
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status: int = options.run(options)
     except OptExError as error:
         print(f"optex-rl: error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print("optex-rl: stopped", file=sys.stderr)
         return 130
@@ -76,72 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
     command.add_argument("--output", type=Path, help="picture file (default: learning_curve.png in the first RUN_DIR)")
     command.set_defaults(run=run_plot)
+
+    add_compare_command(commands, common)
     return parser
-
-
-def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
-    """One flag for each field of `TrainConfig`, its help and its choices taken from there.
-
-    A flag that is not given leaves nothing behind, so that it is known which were.
-    """
-    hints = get_type_hints(TrainConfig)
-    for spec in dataclasses.fields(TrainConfig):
-        if spec.name in leave_out:
-            continue
-        hint = hints[spec.name]
-        default: Any = spec.default
-        flag = "--" + spec.name.replace("_", "-")
-        if hint is bool:
-            parser.add_argument(
-                flag,
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=f"{spec.metadata['help']} (default: {'yes' if default else 'no'})",
-            )
-            continue
-        is_tuple = get_origin(hint) is tuple
-        shown = " ".join(map(str, default)) if is_tuple else "none" if default is None else str(default)
-        parser.add_argument(
-            flag,
-            type=int if is_tuple else flag_reader(hint),
-            nargs="+" if is_tuple else None,
-            default=argparse.SUPPRESS,
-            choices=spec.metadata["choices"],
-            metavar=None if spec.metadata["choices"] else spec.name.upper(),
-            help=f"{spec.metadata['help']} (default: {shown})",
-        )
-
-
-def flag_reader(hint: Any) -> Callable[[str], Any]:
-    """What turns the text of a flag into a value of type ``hint``: the first of int, float, None and str that fits."""
-    allowed = get_args(hint) or (hint,)
-
-    def value(text: str) -> Any:
-        if type(None) in allowed and text.lower() == "none":
-            return None
-        for kind in (int, float):
-            if kind in allowed:
-                try:
-                    return kind(text)
-                except ValueError:
-                    continue
-        if str in allowed:
-            return text
-        raise ValueError(text)
-
-    value.__name__ = "number" if str not in allowed else "value"
-    return value
-
-
-def given_options(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of `add_config_arguments` that were given, as arguments of `TrainConfig`; other flags are left out."""
-    given = {spec.name: flags[spec.name] for spec in dataclasses.fields(TrainConfig) if spec.name in flags}
-    return given | ({"net_arch": tuple(given["net_arch"])} if "net_arch" in given else {})
-
-
-def config_from_flags(flags: Mapping[str, Any]) -> TrainConfig:
-    """The options that the flags of `add_config_arguments` say, and the defaults of `TrainConfig` for the rest."""
-    return TrainConfig(**given_options(flags))
 
 
 def run_train(options: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from .bases import resolve_base
 from .checkpoints import write_atomically
 from .errors import ConfigError, RunFolderError
 from .options import BLOCKS, SELECTIONS, OptExOptions, check_at_least, check_choice
+from .predictors import PREDICTORS
 from .settings import tuned_options
 
 METHODS: Final = ("vanilla", "data-parallel", "target", "optex")
@@ -42,7 +43,7 @@ class TrainConfig:
             made.
     """
 
-    algo: str = _option("a2c", "agent", ("reinforce", "a2c"))
+    algo: str = _option("a2c", "agent", ("reinforce", "a2c", "ppo"))
     env: str = _option("CartPole-v1", "Gymnasium id of the task")
     method: str = _option("optex", "how a sequential iteration uses its N evaluations", METHODS)
     optimizer: str = _option("adam", "base optimizer, see optex_rl.bases.BASES")
@@ -60,13 +61,18 @@ class TrainConfig:
     noise: float | str = _option("auto", "gradient noise: a number, or 'auto' by evidence")
     selection: str = _option("refine", "how the next iterate is made from the N evaluations", SELECTIONS)
     stride: int = _option(1, "base steps from one point to the next")
+    predictor: str = _option("posterior", "what stands in for gradients not yet evaluated", tuple(PREDICTORS))
     blocks: str = _option("joint", "one estimate for all parameters, or one for each group (actor, critic)", BLOCKS)
 
     gamma: float = _option(0.99, "discount factor")
-    gae_lambda: float = _option(0.95, "bias-variance trade-off of the advantages (a2c)")
+    gae_lambda: float = _option(0.95, "bias-variance trade-off of the advantages (a2c, ppo)")
     ent_coef: float = _option(0.01, "weight of the entropy bonus")
     vf_coef: float = _option(0.5, "weight of the value loss")
     normalize_advantage: bool = _option(True, "normalise the advantages of each point")
+    clip_range: float = _option(0.2, "how far the probability ratio may leave 1 (ppo)")
+    n_epochs: int = _option(10, "passes over the samples of an iteration (ppo)")
+    batch_size: int = _option(64, "samples of a minibatch (ppo)")
+    target_kl: float | None = _option(None, "end the epochs beyond 1.5 times this divergence; none for no limit (ppo)")
     baseline: bool = _option(True, "subtract a learned baseline (reinforce)")
     normalize_obs: bool = _option(False, "normalise observations by running mean and variance")
     normalize_reward: bool = _option(False, "divide rewards by the running deviation of the discounted return")
@@ -139,7 +145,11 @@ class TrainConfig:
     def agent_options(self) -> dict[str, Any]:
         """The hyper-parameters of the agent."""
         names = ["gamma", "ent_coef", "vf_coef", "normalize_advantage"]
-        names.append("gae_lambda" if self.algo == "a2c" else "baseline")
+        names += {
+            "reinforce": ["baseline"],
+            "a2c": ["gae_lambda"],
+            "ppo": ["gae_lambda", "clip_range", "n_epochs", "batch_size", "target_kl"],
+        }[self.algo]
         return {name: getattr(self, name) for name in names}
 
     def learning_rate_at(self, iteration: int) -> float:

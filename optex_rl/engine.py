@@ -25,6 +25,7 @@ from .iteration import (
     select,
 )
 from .options import OptExOptions
+from .predictors import PREDICTORS
 
 
 class Engine:
@@ -174,7 +175,7 @@ class Engine:
     def _new_estimator(self) -> GradientEstimator:
         parameter = self.base.parameters[0]
         sizes = [sum(p.numel() for p in group["params"]) for group in self.base.groups]
-        return GradientEstimator(
+        return PREDICTORS[self.options.predictor](
             sum(sizes),
             block_sizes=sizes if self.options.blocks == "groups" else None,
             dtype=torch.promote_types(parameter.dtype, torch.float32),

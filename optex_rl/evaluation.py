@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
@@ -40,12 +41,14 @@ class FusedEvaluator:
         policy: the network; only its architecture is used.
         agent: gives the loss.
         collector: steps the environments.
+        differentiate: whether the gradients are wanted; else they are zero.
     """
 
-    def __init__(self, policy: nn.Module, agent: Agent, collector: Collector) -> None:
+    def __init__(self, policy: nn.Module, agent: Agent, collector: Collector, differentiate: bool = True) -> None:
         self.policy = StackedPolicy(policy)
         self.agent = agent
         self.collector = collector
+        self.differentiate = differentiate
         self.batch: Batch | None = None  # the experience of the last evaluation, for a look at what went wrong
 
     def __call__(self, points: Tensor) -> Evaluation:
@@ -54,9 +57,43 @@ class FusedEvaluator:
         bound = self.policy.bind(points)
         batch, episodes = self.collector.collect(bound, points.device)
         self.batch = batch
-        losses = self.agent.loss(bound, batch)
+        with torch.set_grad_enabled(self.differentiate):
+            losses = self.agent.loss(bound, batch)
+        if not self.differentiate:
+            return Evaluation(torch.zeros_like(points), losses, episodes)
         (gradients,) = torch.autograd.grad(losses.total.sum(), points)
         return Evaluation(gradients, losses._replace(total=losses.total.detach()), episodes)
+
+
+def play_episodes(
+    act: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
+    envs: VectorEnv[Any, Any, Any],
+    seed: int,
+    before_step: Callable[[], object] | None = None,
+) -> list[float]:
+    """Undiscounted returns of one episode in every sub-environment.
+
+    The first episode of each counts, so that short episodes are not favoured.
+
+    Args:
+        act: actions ``[E, …]`` for observations ``[E, …]``, both as the environments have them.
+        envs: E sub-environments with SAME_STEP autoreset.
+        seed: of the environments; the same seed gives the same initial states.
+        before_step: called before every step, with the environments as the policy sees them.
+
+    Returns:
+        E returns.
+    """
+    obs, _ = envs.reset(seed=seed)
+    returns = np.zeros(envs.num_envs)
+    running = np.ones(envs.num_envs, np.bool_)
+    while running.any():
+        if before_step is not None:
+            before_step()
+        obs, rewards, terminated, truncated, _ = envs.step(act(obs))
+        returns += rewards * running
+        running &= ~(terminated | truncated)
+    return [float(r) for r in returns]
 
 
 @torch.no_grad()
@@ -69,14 +106,12 @@ def evaluate_policy(
 ) -> list[float]:
     """Undiscounted returns of one episode in every sub-environment, with the most likely action at every step.
 
-    The first episode of each counts, so that short episodes are not favoured.
-
     Args:
         policy: a module that `StackedPolicy` takes.
-        envs: E sub-environments with SAME_STEP autoreset.
-        seed: of the environments; the same seed gives the same initial states.
+        envs: E sub-environments, as for `play_episodes`.
+        seed: of the environments, likewise.
         normalizer: the statistics that the policy was trained with; they are used and not updated.
-        before_step: called before every step, with the environments as the policy sees them.
+        before_step: as for `play_episodes`.
 
     Returns:
         E returns.
@@ -84,16 +119,11 @@ def evaluate_policy(
     point = parameters_to_vector(policy.parameters()).detach()[None]
     bound = StackedPolicy(policy).bind(point)
     space = envs.single_observation_space
-    obs, _ = envs.reset(seed=seed)
-    returns = np.zeros(envs.num_envs)
-    running = np.ones(envs.num_envs, np.bool_)
-    while running.any():
-        if before_step is not None:
-            before_step()
+
+    def act(obs: npt.NDArray[Any]) -> npt.NDArray[Any]:
         seen = encode_observations(space, obs)
         rows = torch.from_numpy(normalizer.observations(seen) if normalizer else seen).to(point.device)[None]
         actions = bound.distribution.mode(bound.actor(rows))[0].cpu().numpy()
-        obs, rewards, terminated, truncated, _ = envs.step(bound.distribution.to_env(actions))
-        returns += rewards * running
-        running &= ~(terminated | truncated)
-    return [float(r) for r in returns]
+        return bound.distribution.to_env(actions)
+
+    return play_episodes(act, envs, seed, before_step)

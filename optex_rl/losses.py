@@ -7,6 +7,7 @@ the gradient of the sum of the N losses is the N gradients. Every function takes
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .errors import ConfigError
@@ -23,6 +24,25 @@ def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
     """
     _check_rows(log_probs=log_probs, advantages=advantages)
     return -(advantages.detach() * log_probs).mean(dim=1)
+
+
+def clipped_surrogate_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """−mean(min(r·A, clip(r, 1 − ε, 1 + ε)·A)) with the probability ratio r = π(a|s) / π_old(a|s), [N].
+
+    PPO's surrogate (Schulman et al., 2017, arXiv 1707.06347, equation 7). At r = 1 its gradient is that of
+    `policy_gradient_loss`; where a step has left the range in the direction of its advantage it is 0.
+
+    Args:
+        log_probs: [N, B], log π of the actions taken.
+        old_log_probs: [N, B], the same under the policy that took them; constants.
+        advantages: [N, B]; constants.
+        clip_range: ε.
+    """
+    _check_rows(log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
+    advantages = advantages.detach()
+    ratio = (log_probs - old_log_probs.detach()).exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return -torch.minimum(advantages * ratio, advantages * clipped).mean(dim=1)
 
 
 def value_loss(values: Tensor, returns: Tensor) -> Tensor:

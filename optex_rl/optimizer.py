@@ -55,11 +55,11 @@ class OptEx(Optimizer):
             with the new posterior means, which use all N gradients and average their noise.
         stride: base steps from one point to the next.
         blocks: ``"joint"``: one posterior for all parameters; ``"groups"``: one for each parameter group.
+        predictor: ``"posterior"``, or ``"mean"`` or ``"last"`` of the gradients known, to measure the posterior by.
         without_closure: what ``step()`` does without a closure. ``"extrapolate"``: the gradient in ``.grad`` enters the
             history, then N·stride base steps with posterior means: N updates for one evaluation. ``"emulate"``: each
             call is one of the N evaluations and leaves the parameters at the next point; equal to ask and tell.
-        max_grad_norm: clip every gradient, true or estimated, to this norm before a base step. The history keeps the
-            gradients unclipped.
+        max_grad_norm: clip every gradient to this norm before a base step; the history keeps them unclipped.
 
     Raises:
         ConfigError: an argument is outside what is allowed.
@@ -89,6 +89,7 @@ class OptEx(Optimizer):
         selection: str = "refine",
         stride: int = 1,
         blocks: str = "joint",
+        predictor: str = "posterior",
         without_closure: str = "extrapolate",
         max_grad_norm: float | None = None,
     ) -> None:
@@ -101,6 +102,7 @@ class OptEx(Optimizer):
             selection=selection,
             stride=stride,
             blocks=blocks,
+            predictor=predictor,
             without_closure=without_closure,
             max_grad_norm=max_grad_norm,
         )
@@ -126,9 +128,8 @@ class OptEx(Optimizer):
     def _setup(self, base: Optimizer, options: OptExOptions) -> None:
         closure = inspect.signature(type(base).step).parameters.get("closure")
         if options.parallelism > 1 and closure is not None and closure.default is inspect.Parameter.empty:
-            raise ConfigError(
-                f"{type(base).__name__} cannot be a base: its step needs a closure; use a first-order one"
-            )
+            name = type(base).__name__
+            raise ConfigError(f"{name} cannot be a base: its step needs a closure; use a first-order one")
         self._engine = Engine(base, options)
         # Gives the wrapper hooks of its own; Optimizer.__init__ would wipe the groups and the state of the base.
         super().__setstate__({})

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from .errors import ConfigError
 from .estimator import validate_estimator_options
+from .predictors import PREDICTORS
 
 SELECTIONS: Final = ("last", "loss", "grad_norm", "refine")
 READINGS: Final = ("extrapolate", "emulate")
@@ -41,6 +42,7 @@ class OptExOptions:
     selection: str = "refine"
     stride: int = 1
     blocks: str = "joint"
+    predictor: str = "posterior"
     without_closure: str = "extrapolate"
     max_grad_norm: float | None = None
 
@@ -50,6 +52,7 @@ class OptExOptions:
         check_at_least("stride", self.stride, 1)
         check_choice("selection", self.selection, SELECTIONS)
         check_choice("blocks", self.blocks, BLOCKS)
+        check_choice("predictor", self.predictor, tuple(PREDICTORS))
         check_choice("without_closure", self.without_closure, READINGS)
         validate_estimator_options(self.history_size, self.kernel, self.lengthscale, self.noise)
         if self.without_closure == "emulate" and self.selection == "loss":

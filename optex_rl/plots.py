@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .errors import ConfigError, RunFolderError
 
@@ -37,11 +38,7 @@ def plot_runs(run_dirs: Sequence[Path], output: Path) -> None:
         ConfigError: matplotlib is missing, or cannot write this kind of file.
         RunFolderError: a run folder has no progress to draw.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ConfigError("pictures need matplotlib: pip install 'optex-rl[plot]'") from error
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = new_figure(width=10, height=4)
     for axes, (column, label) in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
         for run_dir in run_dirs:
             data = read_progress(run_dir, [column])
@@ -51,6 +48,28 @@ def plot_runs(run_dirs: Sequence[Path], output: Path) -> None:
         axes.set(xlabel="sequential iterations", ylabel=label)
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
+    save_figure(figure, output)
+
+
+def new_figure(*, width: float, height: float) -> Any:
+    """An empty Matplotlib figure, in inches.
+
+    Raises:
+        ConfigError: Matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ConfigError("pictures need matplotlib: pip install 'optex-rl[plot]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Any, output: Path) -> None:
+    """Write a figure; the ending of the name decides the format.
+
+    Raises:
+        ConfigError: Matplotlib cannot write this kind of file.
+    """
     try:
         figure.savefig(output, dpi=120)
     except (ValueError, OSError) as error:

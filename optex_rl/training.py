@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from torch import nn
+from torch import Tensor, nn
 
-from .agents import AgentLosses, MlpPolicy, make_agent, observation_size
+from .agents import PPO, AgentLosses, MlpPolicy, make_agent, observation_size
 from .bases import fused_kwargs, make_base
 from .config import TrainConfig
 from .envs import make_vec
+from .epochs import Epochs
 from .errors import NotPositiveDefiniteError, NumericalError, NumericalWarning
 from .evaluation import FusedEvaluator, evaluate_policy
+from .flat import FlatBase
 from .logs import EpisodeStatistics
 from .normalization import Normalizer
 from .optimizer import OptEx
@@ -48,7 +50,13 @@ class Trainer:
         collector = Collector(
             envs, config.num_points, config.n_steps, config.seed, self.normalizer, config.noise_repeat
         )
-        self.evaluator = FusedEvaluator(policy, agent, collector)
+        # With one point nobody needs the gradient where PPO's epochs begin.
+        only_epochs = isinstance(agent, PPO) and config.num_points == 1
+        self.evaluator = FusedEvaluator(policy, agent, collector, differentiate=not only_epochs)
+        self.epochs: Epochs | None = None
+        if isinstance(agent, PPO):
+            flat = FlatBase(base, config.max_grad_norm)
+            self.epochs = Epochs(agent, self.evaluator.policy, flat, spawn_seeds(config.seed, 4, 1)[0])
         self.episodes = EpisodeStatistics()
         self.trouble = TroubleLog(config.max_bad_iterations)
         self.iteration = 0
@@ -105,7 +113,7 @@ class Trainer:
         self.env_steps += int(np.prod(self.evaluator.collector.shape))
         reasons = find_trouble(gradients, losses.total, self.evaluator.collector.broken)
         if not reasons:
-            self.optimizer.tell(gradients, losses.total)
+            losses = self._step(points, gradients, losses)
             self.trouble.good()
             return losses
         evidence = gather_evidence(reasons, points, gradients, losses, self.evaluator.batch)
@@ -114,8 +122,20 @@ class Trainer:
         usable = torch.tensor([point not in reasons for point in range(len(points))])
         if not usable.any():
             return None
-        self.optimizer.tell(gradients, losses.total, usable)
-        return AgentLosses(*(value[usable] for value in losses))
+        return self._step(points, gradients, losses, usable)
+
+    def _step(
+        self, points: Tensor, gradients: Tensor, losses: AgentLosses, usable: Tensor | None = None
+    ) -> AgentLosses:
+        """Move to the next iterate by the optimizer, or by PPO's epochs; the losses to report."""
+        told = losses.total
+        if usable is not None:
+            losses = AgentLosses(*(value[usable] for value in losses))
+        if self.epochs is not None:
+            assert self.evaluator.batch is not None
+            losses = self.epochs(points, self.evaluator.batch, usable)
+        self.optimizer.tell(gradients, told, usable)  # after epochs it only remembers: the parameters have moved
+        return losses
 
     def evaluate(self) -> float:
         """Mean return of the policy's most likely actions over ``eval_episodes`` episodes, the same ones every time."""
@@ -146,6 +166,7 @@ class Trainer:
             "collector": self.evaluator.collector.state_dict(),
             "episodes": self.episodes.state_dict(),
             "trouble": self.trouble.state_dict(),
+            "epochs": None if self.epochs is None else self.epochs.state_dict(),
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             "best_return": self.best_return,
@@ -159,6 +180,8 @@ class Trainer:
         self.evaluator.collector.load_state_dict(state["collector"])
         self.episodes.load_state_dict(state["episodes"])
         self.trouble.load_state_dict(state["trouble"])
+        if self.epochs is not None:
+            self.epochs.load_state_dict(state["epochs"])
         self.iteration, self.env_steps = state["iteration"], state["env_steps"]
         self.best_return = state["best_return"]
 

@@ -13,22 +13,16 @@ import os
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap, trim_mean
 
 from optex_rl import TrainConfig, train
-from optex_rl.cli import add_config_arguments, config_from_flags
+from optex_rl.comparison import interquartile_mean, median, stratified_interval
 from optex_rl.config import METHODS
+from optex_rl.flags import add_config_arguments, config_from_flags
 
 FIXED = {"logdir": None, "run_name": None, "progress_bar": False, "eval_freq": 0}
-
-
-def interquartile_mean(values: Any, axis: int = 0) -> Any:
-    """Mean of the middle half."""
-    return trim_mean(values, 0.25, axis=axis)
 
 
 def run(config: TrainConfig) -> list[float]:
@@ -48,13 +42,13 @@ def first_at_least(curve: list[float], threshold: float) -> float:
 def table_row(name: str, curves: list[list[float]], threshold: float) -> str:
     """One line of the Markdown table."""
     areas = [statistics.fmean(curve) for curve in curves]
-    interval = bootstrap((areas,), interquartile_mean, rng=np.random.default_rng(0)).confidence_interval
+    low, high = stratified_interval([areas], np.random.default_rng(0), method="BCa")
     finals = interquartile_mean([curve[-1] for curve in curves])
     reached = [first_at_least(curve, threshold) for curve in curves]
-    median = statistics.median_high(reached)
+    middle = median(reached)
     return (
-        f"| {name} | {interquartile_mean(areas):.0f} | {interval.low:.0f} … {interval.high:.0f} | {finals:.0f} | "
-        f"{'–' if math.isinf(median) else median} | {sum(map(math.isfinite, reached))}/{len(curves)} |"
+        f"| {name} | {interquartile_mean(areas):.0f} | {low:.0f} … {high:.0f} | {finals:.0f} | "
+        f"{'–' if math.isinf(middle) else middle} | {sum(map(math.isfinite, reached))}/{len(curves)} |"
     )
 
 

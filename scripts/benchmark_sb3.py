@@ -14,23 +14,22 @@ import argparse
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap, trim_mean
 from stable_baselines3 import A2C
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from optex_rl import OptEx
-from optex_rl.sb3 import OptExA2C, make_sb3_vec_env, sb3_defaults
+from optex_rl.comparison import Curve, interquartile_mean, median, stratified_interval
+from optex_rl.sb3 import NativeVecEnv, OptExA2C, make_sb3_vec_env, sb3_defaults
+from optex_rl.sb3_race import EvaluationClock
 
 RATE = 7e-4  # A2C's default, which rl_zoo3 keeps
 EPISODES = 32
@@ -50,66 +49,28 @@ class Task:
 TASKS = {"CartPole-v1": Task(8, False, 400.0), "Acrobot-v1": Task(16, True, -100.0)}
 
 
-@dataclass
-class Curve:
-    """Returns of one run at some numbers of rollouts, and the seconds that training had taken by then."""
-
-    rollouts: list[int] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    returns: list[float] = field(default_factory=list)
-
-    def first(self, threshold: float, axis: str) -> float:
-        """Rollouts or seconds at which the return first reached the threshold; infinite if it never did."""
-        return next((x for x, r in zip(getattr(self, axis), self.returns, strict=True) if r >= threshold), math.inf)
+def first(curve: Curve, threshold: float, axis: str) -> float:
+    """Rollouts or seconds at which the return first reached the threshold; infinite if it never did."""
+    return next((x for x, r in zip(getattr(curve, axis), curve.returns, strict=True) if r >= threshold), math.inf)
 
 
-class Evaluation(BaseCallback):
-    """Lets the policy play every few rollouts and stops the clock meanwhile."""
+def mean_return(model: Any, env: NativeVecEnv, seed: int) -> float:
+    """Mean return of one episode in each environment, so that short ones are not counted more often.
 
-    def __init__(self, env_id: str, every: int, seed: int) -> None:
-        super().__init__()
-        self.env = make_sb3_vec_env(env_id, EPISODES, seed=10_000 + seed)
-        self.every, self.seed, self.rollout = every, seed, 0
-        self.curve = Curve()
-        self.paused = 0.0
-        self.start = time.perf_counter()
-
-    def _on_training_start(self) -> None:
-        self.start = time.perf_counter()
-
-    def _on_rollout_start(self) -> None:
-        if self.rollout % self.every == 0:
-            self.evaluate()
-        self.rollout += 1
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_training_end(self) -> None:
-        self.evaluate()
-
-    def evaluate(self) -> None:
-        """Append one point to the curve; training's random numbers are left as they were."""
-        now = time.perf_counter()
-        state = torch.get_rng_state()
-        self.curve.rollouts.append(self.rollout)
-        self.curve.seconds.append(now - self.start - self.paused)
-        self.curve.returns.append(self.mean_return())
-        torch.set_rng_state(state)
-        self.paused += time.perf_counter() - now
-
-    def mean_return(self) -> float:
-        """Mean return of one episode in each environment, so that short ones are not counted more often."""
-        normalize: Any = self.model.get_vec_normalize_env()
-        self.env.seed(10_000 + self.seed)
-        obs: Any = self.env.reset()
-        returns = np.full(EPISODES, np.nan)
-        while np.isnan(returns).any():
-            actions, _ = self.model.predict(obs if normalize is None else normalize.normalize_obs(obs))
-            obs, _, dones, infos = self.env.step(actions)
-            for i in np.flatnonzero(dones & np.isnan(returns)):
-                returns[i] = infos[i]["episode"]["r"]
-        return float(returns.mean())
+    Training's random numbers are left as they were.
+    """
+    state = torch.get_rng_state()
+    normalize = model.get_vec_normalize_env()
+    env.seed(10_000 + seed)
+    obs: Any = env.reset()
+    returns = np.full(EPISODES, np.nan)
+    while np.isnan(returns).any():
+        actions, _ = model.predict(obs if normalize is None else normalize.normalize_obs(obs))
+        obs, _, dones, infos = env.step(actions)
+        for i in np.flatnonzero(dones & np.isnan(returns)):
+            returns[i] = infos[i]["episode"]["r"]
+    torch.set_rng_state(state)
+    return float(returns.mean())
 
 
 def train(make: Callable[..., Any], env: VecEnv, task: Task, options: argparse.Namespace, seed: int) -> Curve:
@@ -117,10 +78,11 @@ def train(make: Callable[..., Any], env: VecEnv, task: Task, options: argparse.N
     if task.normalize:
         env = VecNormalize(env)
     model = make("MlpPolicy", env, n_steps=options.n_steps, seed=seed, device="cpu")
-    evaluation = Evaluation(options.env, options.every, seed)
-    model.learn(options.rollouts * options.n_steps * env.num_envs, evaluation)
+    envs = make_sb3_vec_env(options.env, EPISODES, seed=10_000 + seed)
+    clock = EvaluationClock(lambda: mean_return(model, envs, seed), options.every)
+    model.learn(options.rollouts * options.n_steps * env.num_envs, clock)
     env.close()
-    return evaluation.curve
+    return clock.curve()
 
 
 def methods(env_id: str, N: int, M: int) -> dict[str, Prepare]:
@@ -152,21 +114,18 @@ def figure(value: float, digits: int = 0) -> str:
 
 def reached(curves: list[Curve], threshold: float) -> str:
     """Median rollouts and seconds to a return, and how many seeds got there."""
-    rollouts, seconds = ([curve.first(threshold, axis) for curve in curves] for axis in ("rollouts", "seconds"))
-    medians = figure(statistics.median_high(rollouts)), figure(statistics.median_high(seconds), 1)
+    rollouts, seconds = ([first(curve, threshold, axis) for curve in curves] for axis in ("iterations", "wall_time"))
+    medians = figure(median(rollouts)), figure(median(seconds), 1)
     return f"{medians[0]} / {medians[1]} s ({sum(map(math.isfinite, rollouts))}/{len(curves)})"
 
 
 def table_row(name: str, curves: list[Curve], thresholds: list[float]) -> str:
     """One line of the Markdown table."""
     areas = [statistics.fmean(curve.returns) for curve in curves]
-    low = high = math.nan
-    if len(areas) > 1:
-        interval = bootstrap((areas,), lambda x, axis: trim_mean(x, 0.25, axis=axis), rng=np.random.default_rng(0))
-        low, high = interval.confidence_interval
-    pace = statistics.median(1e3 * curve.seconds[-1] / curve.rollouts[-1] for curve in curves)
+    low, high = stratified_interval([areas], np.random.default_rng(0), method="BCa")
+    pace = statistics.median(1e3 * curve.wall_time[-1] / curve.iterations[-1] for curve in curves)
     columns = [
-        figure(trim_mean(areas, 0.25)),
+        figure(interquartile_mean(areas)),
         f"{figure(low)} … {figure(high)}",
         figure(final_return(curves)),
         *(reached(curves, threshold) for threshold in thresholds),
@@ -177,7 +136,7 @@ def table_row(name: str, curves: list[Curve], thresholds: list[float]) -> str:
 
 def final_return(curves: list[Curve]) -> float:
     """Interquartile mean of the last returns."""
-    return float(trim_mean([curve.returns[-1] for curve in curves], 0.25))
+    return float(interquartile_mean([curve.returns[-1] for curve in curves]))
 
 
 def main() -> None:

@@ -19,12 +19,12 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap, trim_mean
 
 from optex_rl import TrainConfig, train
-from optex_rl.cli import add_config_arguments, given_options
+from optex_rl.comparison import interquartile_mean, median, stratified_interval
 from optex_rl.envs import make_vec
 from optex_rl.evaluation import evaluate_policy
+from optex_rl.flags import add_config_arguments, given_options
 
 # rl_zoo3's benchmark.md, A2C, one run each, deterministic policy. LunarLander's was published for v2.
 PUBLISHED: Final = {
@@ -64,23 +64,16 @@ def run(config: TrainConfig) -> Outcome:
     return Outcome(statistics.fmean(returns), *hit, int(result.rows[-1]["time/env_steps"]))
 
 
-def interquartile_mean(values: Any, axis: int = 0) -> Any:
-    """Mean of the middle half."""
-    return trim_mean(values, 0.25, axis=axis)
-
-
 def spread(values: list[float]) -> str:
     """Interquartile mean over seeds with its 95 % bootstrap interval."""
-    # Percentiles, because the default, BCa, is undefined where all but one of the seeds agree.
-    interval = bootstrap((values,), interquartile_mean, method="percentile", rng=np.random.default_rng(0))
-    low, high = interval.confidence_interval
+    low, high = stratified_interval([values], np.random.default_rng(0))
     return f"{interquartile_mean(values):.0f} ({low:.0f} … {high:.0f})"
 
 
 def median_of_all(values: list[float], digits: int) -> str:
     """The median over all seeds, a dash where half of them or more never got there."""
-    median = statistics.median_high(values)
-    return "–" if math.isinf(median) else f"{median:.{digits}f}"
+    middle = median(values)
+    return "–" if math.isinf(middle) else f"{middle:.{digits}f}"
 
 
 def table_row(config: TrainConfig, outcomes: list[Outcome]) -> str:

@@ -58,6 +58,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"noise": "median"}, "noise must be a number of at least 0, or 'auto', got 'median'"),
     ({"noise": None}, "noise must be a number of at least 0, or 'auto', got None"),
     ({"selection": "best"}, "selection must be one of last, loss, grad_norm, refine, got 'best'"),
+    ({"predictor": "oracle"}, "predictor must be one of posterior, mean, last, got 'oracle'"),
     ({"blocks": "layers"}, "blocks must be one of joint, groups, got 'layers'"),
     ({"without_closure": "skip"}, "without_closure must be one of extrapolate, emulate, got 'skip'"),
     (

@@ -318,7 +318,7 @@ def test_a_checkpoint_of_another_run(
 def test_other_flags_beside_resume_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start(tmp_path, iterations=1)
     capsys.readouterr()
-    assert main(["train", "--resume", str(tmp_path / "run"), "--seed", "0", "--no-baseline"]) == 1
+    assert main(["train", "--resume", str(tmp_path / "run"), "--seed", "0", "--no-baseline"]) == 2
     error = capsys.readouterr().err
     assert error == "optex-rl: error: --resume takes the options of the run: leave out --seed, --baseline\n"
 

@@ -20,8 +20,8 @@ TASKS = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v
 NOT_OF_A_TASK = {"env", "algo", "seed", "device", "logdir", "run_name", "progress_bar", "eval_freq", "eval_episodes"}
 
 
-def test_every_task_has_settings_for_both_agents() -> None:
-    assert sorted(tuned_tasks()) == sorted((env, algo) for env in TASKS for algo in ("a2c", "reinforce"))
+def test_every_task_has_settings_for_all_agents() -> None:
+    assert sorted(tuned_tasks()) == sorted((env, algo) for env in TASKS for algo in ("a2c", "reinforce", "ppo"))
 
 
 @pytest.mark.parametrize(("env", "algo"), tuned_tasks())

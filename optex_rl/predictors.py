@@ -1,0 +1,46 @@
+"""What stands in for the gradient at a proxy point: the posterior, or one of two trivial rivals to measure it by."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from .estimator import GradientEstimator
+
+
+class _TrivialPredictor(GradientEstimator):
+    """A history whose prediction is the same everywhere, of variance 1 (nothing known), without anything to fit."""
+
+    def fit(self) -> None:
+        """Do nothing."""
+
+    def _gradient(self) -> Tensor:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def predict(self, point: Tensor, distances: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The prediction ``[d]``, wherever ``point`` is, and variances ``[B]`` of 1."""
+        return self._gradient(), torch.ones(len(self.blocks), dtype=torch.float64)
+
+
+class MeanGradient(_TrivialPredictor):
+    """The mean of the gradients in the history: averages their noise, ignores where they were taken."""
+
+    def _gradient(self) -> Tensor:
+        return self._gradients[: len(self)].mean(0)
+
+
+class LastGradient(_TrivialPredictor):
+    """The gradient inserted last: N steps along one true gradient."""
+
+    def _gradient(self) -> Tensor:
+        return self._gradients[self._slot - 1].clone()  # slot −1 is the last of a ring that has just come round
+
+
+PREDICTORS: Final[dict[str, type[GradientEstimator]]] = {
+    "posterior": GradientEstimator,
+    "mean": MeanGradient,
+    "last": LastGradient,
+}

@@ -1,0 +1,176 @@
+"""One run of a race: trained, evaluated on the way, and kept as one file."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import re
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from .checkpoints import write_atomically
+from .comparison import Curve
+from .config import TrainConfig
+from .envs import make_vec
+from .errors import ConfigError, NumericalError, NumericalWarning, RunFolderError
+from .rl_zoo3 import Sb3Config
+from .training import Trainer
+
+FIRST_TUNING_SEED: Final = 1_000_000  # final seeds begin at 0, so the two are disjoint
+
+RunConfig: TypeAlias = TrainConfig | Sb3Config
+
+
+class Job(NamedTuple):
+    """What a run is and how it is called in tables.
+
+    Attributes:
+        env: the task.
+        method: as it was given, ``"optex"`` or ``"optex:stride=2"``.
+        setting: the point of the tuning budget, ``"lr 0.003"``.
+        config: every option of the run.
+    """
+
+    env: str
+    method: str
+    setting: str
+    config: RunConfig
+
+    @classmethod
+    def make(cls, method: str, setting: str, config: RunConfig, seed: int) -> Job:
+        """The run of a setting with a seed."""
+        return cls(config.env, method, setting, dataclasses.replace(config, seed=seed))
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file, readable."""
+        parts = (self.env, self.method, self.setting, str(self.config.seed))
+        return "_".join(re.sub(r"[^\w.,=+-]+", "-", part) for part in parts) + ".json"
+
+    def settings(self) -> dict[str, Any]:
+        """The options that decide what the run gives."""
+        settings = self.config.settings()
+        if isinstance(self.config, TrainConfig):
+            settings["iterations"] = self.config.iterations
+        return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
+
+
+class Run(NamedTuple):
+    """A finished run, as it was read from its file."""
+
+    env: str
+    method: str
+    setting: str
+    seed: int
+    settings: dict[str, Any]
+    curve: Curve
+    warnings: list[str]
+
+    @property
+    def tuning(self) -> bool:
+        """Whether it served to choose a setting only."""
+        return self.seed >= FIRST_TUNING_SEED
+
+
+def follow_training(config: TrainConfig) -> Curve:
+    """Train, and evaluate the iterate before the first iteration, every ``eval_freq`` ones, and after the last.
+
+    A run that numerical trouble stops keeps its last policy for the iterations that are left.
+    """
+    trainer = Trainer(config)
+    points = [(0, 0, 0.0, trainer.evaluate())]
+    seconds = 0.0
+    try:
+        while trainer.iteration < config.iterations:
+            started = time.perf_counter()
+            trainer.iterate()
+            seconds += time.perf_counter() - started
+            if trainer.evaluation_due():
+                points.append((trainer.iteration, trainer.env_steps, seconds, trainer.evaluate()))
+    except NumericalError as error:
+        warnings.warn(f"stopped in iteration {trainer.iteration + 1}: {error}", NumericalWarning, stacklevel=2)
+        last = trainer.env_steps, seconds, trainer.evaluate()
+        ahead = range(points[-1][0] + 1, config.iterations + 1)
+        points += [(i, *last) for i in ahead if i % config.eval_freq == 0 or i == config.iterations]
+    finally:
+        trainer.close()
+    return Curve(*zip(*points, strict=True))
+
+
+def check_can_run(config: RunConfig) -> None:
+    """Find out in a moment what would fail in a worker.
+
+    Raises:
+        ConfigError: the task, an option, or stable-baselines3 is not there.
+    """
+    if isinstance(config, TrainConfig):
+        Trainer(config).close()
+        return
+    make_vec(config.env, 1).close()
+    if importlib.util.find_spec("stable_baselines3") is None:
+        raise ConfigError("the methods sb3-a2c and sb3-ppo need stable-baselines3: pip install 'optex-rl[sb3]'")
+
+
+def follow(config: RunConfig) -> Curve:
+    """The curve of a run, ours or one of stable-baselines3."""
+    if isinstance(config, TrainConfig):
+        return follow_training(config)
+    from .sb3_race import follow_sb3  # needs the extra sb3, which other runs do without
+
+    return follow_sb3(config)
+
+
+def run_job(job: Job, folder: Path) -> None:
+    """Do a run and write its file, whole or not at all."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NumericalWarning)
+        curve = follow(job.config)
+    content = {
+        "env": job.env,
+        "method": job.method,
+        "setting": job.setting,
+        "seed": job.config.seed,
+        "settings": job.settings(),
+        "curve": curve._asdict(),
+        "warnings": sorted({str(warning.message) for warning in caught}),
+    }
+    write_atomically(folder / job.file_name, json.dumps(content).encode())
+
+
+def read_run(path: Path) -> Run:
+    """A run from its file.
+
+    Raises:
+        RunFolderError: the file cannot be read, or is no such file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        curve = Curve(*(tuple(content["curve"][name]) for name in Curve._fields))
+        lengths = set(map(len, curve))
+        if len(lengths) != 1 or lengths <= {0, 1}:
+            raise ValueError("a curve needs two evaluations or more")
+        return Run(**content | {"curve": curve})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"{path} cannot be read as a run of a comparison: remove it") from error
+
+
+def is_done(job: Job, folder: Path) -> bool:
+    """Whether the run is in the folder already.
+
+    Raises:
+        RunFolderError: a run of this name is, with other options.
+    """
+    path = folder / job.file_name
+    if not path.exists():
+        return False
+    saved, wanted = read_run(path).settings, job.settings()
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            raise RunFolderError(
+                f"{path} was made with {name} {saved.get(name)!r}, and {wanted.get(name)!r} is asked for: choose "
+                "another folder, or remove the file"
+            )
+    return True

@@ -1,0 +1,63 @@
+"""Runs of stable-baselines3 with the settings of rl_zoo3, from ``rl_zoo3.yml``: the rivals sb3-a2c and sb3-ppo."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from .errors import ConfigError
+from .options import check_at_least
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, dict[str, Any]]]:
+    """Options by task and algorithm."""
+    text = resources.files(__package__ or "optex_rl").joinpath("rl_zoo3.yml").read_text(encoding="utf-8")
+    table: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(text)
+    return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sb3Config:
+    """A run of stable-baselines3.
+
+    Args:
+        algo: ``"a2c"`` or ``"ppo"``.
+        env: a task that the table knows.
+        seed: of everything random.
+        steps: environment steps after which the run is cut off; schedules are those of the whole run. rl_zoo3's
+            ``n_timesteps`` by default.
+        evaluations: how many, evenly spaced, besides the one before training.
+        eval_episodes: episodes of each.
+
+    Raises:
+        ConfigError: there are no settings for the task, or a number is below what is allowed.
+    """
+
+    algo: str
+    env: str
+    seed: int = 0
+    steps: int | None = None
+    evaluations: int = 200
+    eval_episodes: int = 20
+
+    def __post_init__(self) -> None:
+        if self.algo not in _table().get(self.env, {}):
+            raise ConfigError(f"there are no settings of rl_zoo3 for {self.algo} on {self.env}: {', '.join(_table())}")
+        for name in ("evaluations", "eval_episodes"):
+            check_at_least(name, getattr(self, name), 1)
+        if self.steps is not None:
+            check_at_least("steps", self.steps, 1)
+
+    def options(self) -> dict[str, Any]:
+        """What rl_zoo3 says, as in its file."""
+        return dict(_table()[self.env][self.algo])
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides what the run gives."""
+        return dataclasses.asdict(self) | self.options()

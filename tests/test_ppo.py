@@ -1,0 +1,229 @@
+"""PPO: the surrogate by hand and against stable-baselines3, the epochs, exact resumption, and a task learnt."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from optex_rl import ConfigError, NonFiniteError, TrainConfig, resume, train
+from optex_rl.agents import PPO, ActorCritic, Rows, make_agent
+from optex_rl.losses import clipped_surrogate_loss, policy_gradient_loss
+from optex_rl.training import Trainer
+
+SMALL: dict[str, Any] = {"algo": "ppo", "n_envs": 4, "n_steps": 16, "batch_size": 32, "n_epochs": 2}
+QUIET: dict[str, Any] = {"logdir": None, "progress_bar": False, "eval_freq": 0}
+
+
+def trainer(**options: Any) -> Trainer:
+    return Trainer(TrainConfig(**{**SMALL, **QUIET, "iterations": 3, "method": "vanilla", **options}))
+
+
+def collected(made: Trainer) -> tuple[Any, Any, Rows]:
+    """The policy at the points, the batch that they collect, and its rows."""
+    points = made.optimizer.ask()
+    made.evaluator(points)
+    bound, batch = made.evaluator.policy.bind(points), made.evaluator.batch
+    assert batch is not None
+    assert made.epochs is not None
+    return bound, batch, made.epochs.agent.rows(bound, batch)
+
+
+def test_surrogate_by_hand() -> None:
+    """ε = 0.2; ratios 0.5, 1.1, 2, 2 with advantages 1, 1, 1, −1 count as 0.5, 1.1, 1.2 (clipped), −2 (not clipped)."""
+    log_probs = torch.tensor([[0.5, 1.1, 2.0, 2.0]]).log().requires_grad_()
+    advantages = torch.tensor([[1.0, 1.0, 1.0, -1.0]])
+    loss = clipped_surrogate_loss(log_probs, torch.zeros(1, 4), advantages, 0.2)
+    torch.testing.assert_close(loss, torch.tensor([-(0.5 + 1.1 + 1.2 - 2.0) / 4]))
+    (gradient,) = torch.autograd.grad(loss.sum(), log_probs)
+    torch.testing.assert_close(gradient, torch.tensor([[-0.125, -0.275, 0.0, 0.5]]))
+
+
+def test_surrogate_at_ratio_one_is_the_policy_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    log_probs = torch.randn(3, 8, generator=generator).requires_grad_()
+    advantages = torch.randn(3, 8, generator=generator)
+    surrogate = clipped_surrogate_loss(log_probs, log_probs, advantages, 0.2).sum()
+    plain = policy_gradient_loss(log_probs, advantages).sum()
+    (first,), (second,) = (torch.autograd.grad(loss, log_probs) for loss in (surrogate, plain))
+    torch.testing.assert_close(first, second)
+
+
+def sb3_loss(agent: PPO, rows: Rows, log_prob: Tensor, values: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and divergence of a minibatch, written as stable-baselines3's PPO writes them."""
+    advantages = (rows.advantages - rows.advantages.mean()) / (rows.advantages.std() + 1e-8)
+    ratio = torch.exp(log_prob - rows.log_probs)
+    policy_loss_1 = advantages * ratio
+    policy_loss_2 = advantages * torch.clamp(ratio, 1 - agent.clip_range, 1 + agent.clip_range)
+    policy_loss = -torch.min(policy_loss_1, policy_loss_2).mean()
+    loss = policy_loss - agent.ent_coef * entropy.mean() + agent.vf_coef * mse_loss(rows.returns, values)
+    log_ratio = log_prob - rows.log_probs
+    return loss, torch.mean((torch.exp(log_ratio) - 1) - log_ratio)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_the_loss_is_that_of_stable_baselines3(env: str) -> None:
+    made = trainer(env=env)
+    _, _, rows = collected(made)
+    moved = made.optimizer.ask() + 0.1 * torch.randn(
+        1, made.evaluator.policy.num_parameters, generator=torch.Generator().manual_seed(1)
+    )
+    bound = made.evaluator.policy.bind(moved)
+    agent = PPO(ent_coef=0.01)
+    losses, divergence = agent.surrogate(bound, rows)
+    inputs = bound.actor(rows.obs[None])
+    log_prob = bound.distribution.log_prob(inputs, rows.actions[None])[0]
+    assert ((log_prob - rows.log_probs).exp() - 1).abs().max() > agent.clip_range  # some are clipped
+    expected = sb3_loss(agent, rows, log_prob, bound.critic(rows.obs[None])[0], bound.distribution.entropy(inputs)[0])
+    torch.testing.assert_close((losses.total[0], divergence), expected)
+
+
+def test_one_epoch_of_one_minibatch_is_an_actor_critic_step() -> None:
+    """Plain gradient descent, so that the parameters tell the gradient."""
+    options: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.1, "n_envs": 4, "n_steps": 16}
+    options |= {"method": "vanilla", "lr_schedule": "constant", **QUIET}
+    ppo = Trainer(TrainConfig(algo="ppo", n_epochs=1, batch_size=64, **options))
+    a2c = Trainer(TrainConfig(algo="a2c", **options))
+    before = ppo.optimizer.ask()
+    for made in (ppo, a2c):
+        made.iterate()
+    after = [made.optimizer.ask() for made in (ppo, a2c)]
+    assert not torch.equal(after[0], before)
+    torch.testing.assert_close(*after, rtol=1e-5, atol=1e-7)
+
+
+def test_rows_are_the_windows_of_all_points() -> None:
+    """Against one point after the other, and step after step."""
+    made = trainer(method="optex", parallelism=3)
+    bound, batch, rows = collected(made)
+    N, T, E = batch.rewards.shape
+    assert len(rows.obs) == N * T * E
+    values, advantages = ActorCritic().estimate(bound, batch)
+    inputs = bound.actor(batch.obs.flatten(1, 2))
+    log_probs = bound.distribution.log_prob(inputs, batch.actions.flatten(1, 2)).view(N, T, E)
+    for n, t, e in [(0, 0, 0), (1, 7, 2), (2, T - 1, E - 1)]:
+        row = (n * T + t) * E + e
+        assert torch.equal(rows.obs[row], batch.obs[n, t, e])
+        assert rows.actions[row] == batch.actions[n, t, e]
+        torch.testing.assert_close(rows.log_probs[row], log_probs[n, t, e])
+        torch.testing.assert_close(rows.advantages[row], advantages[n, t, e])
+        torch.testing.assert_close(rows.returns[row], (advantages + values)[n, t, e].detach())
+    assert not rows.log_probs.requires_grad
+    some = PPO().rows(bound, batch, torch.tensor([True, False, True]))
+    assert torch.equal(some.obs, torch.cat([rows.obs[: T * E], rows.obs[2 * T * E :]]))
+
+
+def count_steps(made: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the minibatches of one iteration."""
+    assert made.epochs is not None
+    sizes: list[int] = []
+    surrogate = PPO.surrogate
+
+    def counted(agent: PPO, policy: Any, rows: Rows) -> Any:
+        sizes.append(len(rows.obs))
+        return surrogate(agent, policy, rows)
+
+    monkeypatch.setattr(PPO, "surrogate", counted)
+    made.iterate()
+    return sizes
+
+
+def test_every_epoch_uses_every_sample_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert count_steps(trainer(batch_size=24, n_epochs=3), monkeypatch) == 3 * [24, 24, 16]
+
+
+def test_all_points_give_their_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sum(count_steps(trainer(method="optex", parallelism=3), monkeypatch)) == 2 * 3 * 64
+
+
+def test_target_kl_ends_the_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first minibatch is at distance 0; the second, after a step, is beyond a limit next to nothing."""
+    assert len(count_steps(trainer(target_kl=1e-12, n_epochs=10), monkeypatch)) == 2
+
+
+def test_target_takes_n_iterations_of_vanilla() -> None:
+    target = trainer(method="target", parallelism=3, lr_schedule="constant")
+    vanilla = trainer(lr_schedule="constant")
+    target.iterate()
+    for _ in range(3):
+        vanilla.iterate()
+    assert torch.equal(target.optimizer.ask(), vanilla.optimizer.ask())
+    assert target.env_steps == vanilla.env_steps
+
+
+def test_the_points_of_optex_enter_the_history_and_the_epochs_move() -> None:
+    made = trainer(method="optex", parallelism=3)
+    for iteration in range(1, 4):
+        metrics = made.iterate()
+        assert metrics["optex/history"] == 3 * iteration
+        assert metrics["optex/steps"] == 0  # the epochs moved, not the optimizer
+    points = made.optimizer.ask()
+    assert not torch.equal(points[0], points[1])
+
+
+def test_trouble_in_the_epochs_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer()
+    surrogate = PPO.surrogate
+    calls: list[int] = []
+
+    def spoilt(agent: PPO, policy: Any, rows: Rows) -> Any:
+        calls.append(len(calls))
+        losses, divergence = surrogate(agent, policy, rows)
+        return losses._replace(total=losses.total * math.nan) if len(calls) == 3 else losses, divergence
+
+    monkeypatch.setattr(PPO, "surrogate", spoilt)
+    points = made.optimizer.ask()
+    made.evaluator(points)
+    assert made.epochs is not None
+    assert made.evaluator.batch is not None
+    with pytest.raises(NonFiniteError, match="the gradient of a minibatch is not finite"):
+        made.epochs(points, made.evaluator.batch)
+    assert torch.equal(made.optimizer.ask(), points)
+    calls.clear()
+    made.iterate()  # the same again: repeated with new samples
+    assert made.iteration == 1
+    assert len(calls) == 3 + 4
+
+
+@pytest.mark.parametrize("method", ["vanilla", "optex"])
+def test_a_resumed_run_is_the_run_that_nothing_stopped(method: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {**SMALL, "method": method, "parallelism": 2, "lr_schedule": "constant"}
+    options |= {"logdir": str(tmp_path), "progress_bar": False, "eval_freq": 0}
+    whole = train(TrainConfig(**options, iterations=5, run_name="whole"))
+    first = train(TrainConfig(**options, iterations=2, run_name="run"))
+    assert first.run_dir is not None
+    second = resume(first.run_dir, iterations=5)
+    for name, value in whole.policy.state_dict().items():
+        assert torch.equal(value, second.policy.state_dict()[name]), name
+
+
+def test_it_learns_cartpole() -> None:
+    """In a few seconds to 400 or more; the best return is 500, the first one about 20."""
+    small = TrainConfig(
+        algo="ppo", method="vanilla", n_envs=16, n_steps=128, batch_size=512, iterations=15, lr_schedule="constant"
+    )
+    result = train(dataclasses.replace(small, **QUIET | {"eval_freq": 15}))
+    assert result.rows[-1]["eval/mean_reward"] > 400
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clip_range": 0.0}, "clip_range must be above 0, got 0.0"),
+        ({"clip_range": -0.1}, "clip_range must be a finite number >= 0, got -0.1"),
+        ({"target_kl": 0.0}, "target_kl must be above 0, got 0.0"),
+        ({"n_epochs": 0}, "n_epochs must be a whole number of at least 1, got 0"),
+        ({"batch_size": 1.5}, "batch_size must be a whole number of at least 1, got 1.5"),
+        ({"gae_lambda": 2.0}, "gae_lambda must be a number between 0 and 1, got 2.0"),
+        ({"clip": 0.1}, "has no hyper-parameter clip"),
+    ],
+)
+def test_bad_values(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_agent("ppo", **options)
