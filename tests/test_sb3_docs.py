@@ -6,8 +6,11 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from stable_baselines3 import A2C
+from stable_baselines3.common.env_util import make_vec_env
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "stable-baselines3.md"
@@ -16,13 +19,18 @@ PAGE = ROOT / "docs" / "stable-baselines3.md"
 def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 3
-    names: dict[str, object] = {}
+    assert len(blocks) == 4
+    names: dict[str, Any] = {}
     for block in blocks:
         exec(block.replace("100_000", "1_000").replace("1_280", "50").replace("60 * 128 * 32", "2 * 128 * 32"), names)
     assert len(list(tmp_path.glob("checkpoints/*.zip"))) == 2
     assert (tmp_path / "cartpole.zip").exists()
     assert "Eval num_timesteps=400" in capsys.readouterr().out
+    # rl_zoo3's configuration: it makes the environments, the rest are the algorithm's arguments.
+    options = names["hyperparams"]["CartPole-v1"]
+    envs = make_vec_env("CartPole-v1", options.pop("n_envs"))
+    options.pop("n_timesteps")
+    A2C(env=envs, **options).learn(1_024)
 
 
 @pytest.mark.parametrize(
