@@ -23,6 +23,7 @@ from .iteration import (
     predict_here,
     propose,
     select,
+    unpredicted_step,
 )
 from .options import OptExOptions
 
@@ -143,7 +144,7 @@ class Engine:
         if estimator.ready:
             follow(self.base, estimator, steps)
         else:
-            self.base.step(gradients[0])
+            unpredicted_step(self.base, gradients[0])
         self._record(here, gradients, steps, [0])
 
     def _current_estimator(self) -> GradientEstimator | None:

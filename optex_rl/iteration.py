@@ -15,6 +15,7 @@ from torch import Tensor
 from .errors import ConfigError, NonFiniteError
 from .estimator import GradientEstimator
 from .flat import FlatBase
+from .objective import Oracle
 from .options import OptExOptions
 
 
@@ -155,6 +156,7 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
     start = base.point()
     if N == 1 or estimator is None or not estimator.ready:
         return predict_here(start.repeat(N, 1), None)
+    oracle = posterior_mean(estimator)
     points, estimates, variances, distances = [], [], [], []
     with base.rewound():
         for step in range((N - 1) * stride + 1):
@@ -167,14 +169,25 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
                 variances.append(variance)
                 distances.append(distance)
             if step < (N - 1) * stride:
-                base.step(mean)
+                base.step(mean, oracle)
     return Proposal(torch.stack(points), torch.stack(estimates), torch.stack(variances), torch.stack(distances))
+
+
+def posterior_mean(estimator: GradientEstimator) -> Oracle:
+    """θ ``[d]`` → the estimated gradient there, ``[d]``."""
+    return lambda point: estimator.predict(point)[0]
+
+
+def unpredicted_step(base: FlatBase, gradient: Tensor) -> None:
+    """One base step with ``gradient [d]``, which stands for the gradient nearby too: nothing better is known."""
+    base.step(gradient, lambda _: gradient)
 
 
 def follow(base: FlatBase, estimator: GradientEstimator, steps: int) -> None:
     """``steps`` base steps, each with the posterior mean at the point where it starts."""
+    oracle = posterior_mean(estimator)
     for _ in range(steps):
-        base.step(estimator.predict(base.point())[0])
+        base.step(oracle(base.point()), oracle)
 
 
 def chosen_point(selection: str, gradients: Tensor, losses: Tensor | None, maximize: bool = False) -> int:
@@ -219,20 +232,21 @@ def select(
         How many base steps lie between the old iterate and the new one.
     """
     if proposal.cold or not estimator.ready:
-        base.step(gradients.mean(0))
+        unpredicted_step(base, gradients.mean(0))
         return 1
     if options.selection == "refine":
         steps = options.parallelism * options.stride
         follow(base, estimator, steps)
         return steps
+    oracle = posterior_mean(estimator)
     maximize = bool(base.groups[0].get("maximize", False))
     best = chosen_point(options.selection, gradients, losses, maximize)
     chosen = rows[best]
     # The same base steps again bring the state that belongs to the chosen point; no copy of it was kept.
     for estimate in proposal.estimates[: chosen * options.stride]:
-        base.step(estimate)
+        base.step(estimate, oracle)
     base.move_to(proposal.points[chosen])  # where it was evaluated, should the learning rate have changed since
-    base.step(gradients[best])
+    base.step(gradients[best], oracle)
     return chosen * options.stride + 1
 
 

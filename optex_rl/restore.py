@@ -17,6 +17,7 @@ from .errors import OptExError, RunFolderError
 from .estimator import GradientEstimator
 from .flat import FlatBase
 from .normalization import Normalizer
+from .objective import RefreshedBase
 from .runs import check_network
 from .training import Trainer, build_normalizer, build_policy
 
@@ -119,8 +120,11 @@ def _check_finite(path: str, value: Any) -> None:
 def _check_base(path: str, state: dict[str, Any], trainer: Trainer) -> None:
     """Refuse a state of the base optimizer that a step of it would not have made."""
     flat = FlatBase(trainer.optimizer.base)
+    zero = torch.zeros_like(flat.point())
     with flat.rewound():
-        flat.step(torch.zeros_like(flat.point()))
+        if isinstance(flat.base, RefreshedBase):
+            flat.base.forget()
+        flat.step(zero, lambda _: zero)
         template = trainer.optimizer.base.state_dict()["state"]
     if state["state"]:
         check_like(f"{path}.state", state["state"], template)

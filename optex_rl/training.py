@@ -19,6 +19,7 @@ from .errors import NotPositiveDefiniteError, NumericalError, NumericalWarning
 from .evaluation import FusedEvaluator, evaluate_policy
 from .logs import EpisodeStatistics
 from .normalization import Normalizer
+from .objective import RefreshedBase
 from .optimizer import OptEx
 from .rollout import Collector, spawn_seeds
 from .trouble import TroubleLog, describe, find_trouble, gather_evidence
@@ -49,6 +50,8 @@ class Trainer:
             envs, config.num_points, config.n_steps, config.seed, self.normalizer, config.noise_repeat
         )
         self.evaluator = FusedEvaluator(policy, agent, collector)
+        if isinstance(base, RefreshedBase):
+            base.bind(self.evaluator.objective())
         self.episodes = EpisodeStatistics()
         self.trouble = TroubleLog(config.max_bad_iterations)
         self.iteration = 0
@@ -105,6 +108,7 @@ class Trainer:
         self.env_steps += int(np.prod(self.evaluator.collector.shape))
         reasons = find_trouble(gradients, losses.total, self.evaluator.collector.broken)
         if not reasons:
+            self._refresh(0)
             self.optimizer.tell(gradients, losses.total)
             self.trouble.good()
             return losses
@@ -114,8 +118,17 @@ class Trainer:
         usable = torch.tensor([point not in reasons for point in range(len(points))])
         if not usable.any():
             return None
+        self._refresh(int(usable.int().argmax()))
         self.optimizer.tell(gradients, losses.total, usable)
         return AgentLosses(*(value[usable] for value in losses))
+
+    def _refresh(self, point: int) -> None:
+        """Let the base look at the batch of a point: the iterate, or the first usable one."""
+        base = self.optimizer.base
+        if isinstance(base, RefreshedBase):
+            # The steps so far number the attempts, so that a resumed run draws what the uninterrupted one does.
+            seed = np.random.SeedSequence(self.config.seed, spawn_key=(4, self.env_steps)).generate_state(1)[0]
+            base.refresh(self.evaluator.point_batch(point), torch.Generator().manual_seed(int(seed)))
 
     def evaluate(self) -> float:
         """Mean return of the policy's most likely actions over ``eval_episodes`` episodes, the same ones every time."""
