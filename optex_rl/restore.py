@@ -58,6 +58,7 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
     """
     check_network(path, content, trainer.policy)
     template = trainer.state_dict() | {"wall_time": 0.0, "csv_bytes": 0}
+    template["optimizer"]["param_groups"] = []  # what they hold depends on whether there was a step: see _check_base
     try:
         for name, like in template.items():
             if name not in content:
@@ -118,16 +119,17 @@ def _check_finite(path: str, value: Any) -> None:
 
 
 def _check_base(path: str, state: dict[str, Any], trainer: Trainer) -> None:
-    """Refuse a state of the base optimizer that a step of it would not have made."""
+    """Refuse groups and a state of the base optimizer that neither its construction nor a step would have made."""
     flat = FlatBase(trainer.optimizer.base)
     zero = torch.zeros_like(flat.point())
     with flat.rewound():
-        if isinstance(flat.base, RefreshedBase):
-            flat.base.forget()
-        flat.step(zero, lambda _: zero)
-        template = trainer.optimizer.base.state_dict()["state"]
-    if state["state"]:
-        check_like(f"{path}.state", state["state"], template)
+        if state["state"] or any(group.get("step") for group in state["param_groups"]):
+            if isinstance(flat.base, RefreshedBase):
+                flat.base.forget()
+            flat.step(zero, lambda _: zero)
+        template = trainer.optimizer.base.state_dict()
+        for name in ("param_groups", "state"):
+            check_like(f"{path}.{name}", state[name], template[name])
 
 
 def _check_history(path: str, state: dict[str, Any], trainer: Trainer) -> None:
