@@ -70,9 +70,11 @@ class KFAC(Preconditioned):
         distribution = StackedPolicy(policy).distribution
         if not isinstance(distribution, (Categorical, DiagonalGaussian)):
             raise ConfigError(f"K-FAC knows Categorical and DiagonalGaussian, not {type(distribution).__name__}")
+        if isinstance(distribution, DiagonalGaussian) and log_std_of(policy) is None:
+            raise ConfigError("K-FAC needs the logarithms of the deviations to be a parameter named log_std")
         in_layers = {id(p) for m in policy.modules() if isinstance(m, LAYERS) for p in m.parameters(recurse=False)}
         for name, parameter in policy.named_parameters():
-            if id(parameter) not in in_layers and name.rpartition(".")[2] != "log_std":
+            if id(parameter) not in in_layers and parameter is not log_std_of(policy):
                 raise ConfigError(
                     f"K-FAC knows linear and convolutional layers, and {name!r} is in none; use 'natural'"
                 )
@@ -101,17 +103,13 @@ class KFAC(Preconditioned):
 
     def forget(self) -> None:
         """Make the Fisher matrix zero, that of the logarithms of the deviations 2 I."""
-        damping = self.param_groups[0]["damping"]
+        damping, log_std = self.param_groups[0]["damping"], log_std_of(self._bound()[0])
         for parameter in self._parameters():
-            state, rows = self.state[parameter], len(parameter)
+            state = self.state[parameter]
             if parameter.dim() > 1:
                 state["input"] = torch.eye(parameter[0].numel()).to(parameter)
-            log_std = parameter is self._log_std()
-            state["output"] = torch.eye(rows).to(parameter) / (damping + (2.0 if log_std else 0.0))
-
-    def _log_std(self) -> Tensor | None:
-        policy, _ = self._bound()
-        return next((p for name, p in policy.named_parameters() if name.rpartition(".")[2] == "log_std"), None)
+            fisher = 2.0 if parameter is log_std else 0.0
+            state["output"] = torch.eye(len(parameter)).to(parameter) / (fisher + damping)
 
     def precondition(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
         """G⁻¹ ∇W A⁻¹ for weights, G⁻¹ ∇b for biases."""
@@ -120,6 +118,11 @@ class KFAC(Preconditioned):
             raise ConfigError("KFAC needs a batch: call refresh(batch, generator) before a step")
         pairs = zip(gradients, states, strict=True)
         return [None if g is None else precondition_layer(g, s["output"], s.get("input")) for g, s in pairs]
+
+
+def log_std_of(policy: nn.Module) -> nn.Parameter | None:
+    """The parameter named ``log_std``, if there is one."""
+    return next((p for name, p in policy.named_parameters() if name.rpartition(".")[2] == "log_std"), None)
 
 
 def layer_factors(network: _Likelihood, observations: Tensor, seed: int) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:

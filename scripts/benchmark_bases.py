@@ -97,13 +97,14 @@ def best_rate(score: Callable[[float], float], middle: float) -> float:
     return float(middle * FACTOR**best)
 
 
-def measure(pool: ProcessPoolExecutor, flags: dict[str, Any], seeds: int) -> Cell:
-    """Choose a rate and run the seeds with it."""
+def measure(pool: ProcessPoolExecutor, flags: dict[str, Any], seeds: int, rate: float | None) -> Cell:
+    """Choose a rate unless there is one, and run the seeds with it."""
 
     def areas(rate: float, these: Iterable[int]) -> list[float]:
         return list(pool.map(area, [config_from_flags(flags | {"learning_rate": rate, "seed": s}) for s in these]))
 
-    rate = best_rate(lambda rate: statistics.fmean(areas(rate, TUNING_SEEDS)), RATES[flags["optimizer"]])
+    if rate is None:
+        rate = best_rate(lambda rate: statistics.fmean(areas(rate, TUNING_SEEDS)), RATES[flags["optimizer"]])
     return Cell(rate, areas(rate, range(seeds)))
 
 
@@ -112,18 +113,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bases", nargs="+", choices=BASES, default=list(BASES), metavar="BASE")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rate", type=float, help="of all bases, vanilla and OptEx; by default each searches its own")
     parser.add_argument("--workers", type=int, default=1, help="runs at once")
     add_config_arguments(parser, leave_out=("method", "optimizer", "learning_rate", "seed", *FIXED))
     parser.set_defaults(iterations=40)
     options = vars(parser.parse_args())
-    bases, seeds, workers = (options.pop(name) for name in ("bases", "seeds", "workers"))
+    bases, seeds, rate, workers = (options.pop(name) for name in ("bases", "seeds", "rate", "workers"))
     print(f"{shlex.join(sys.argv)}\n")
     print("| base | rate | vanilla | rate | OptEx | ratio |\n|---|---|---|---|---|---|")
     ratios = []
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for base in bases:
             flags = options | FIXED | {"optimizer": base}
-            vanilla, optex = (measure(pool, flags | {"method": method}, seeds) for method in METHODS)
+            vanilla, optex = (measure(pool, flags | {"method": method}, seeds, rate) for method in METHODS)
             ratios.append(optex.mean / vanilla.mean)
             print(f"| {base} | {vanilla} | {optex} | {ratios[-1]:.2f} |", flush=True)
     print(f"\nOptEx is ahead for {sum(ratio > 1 for ratio in ratios)} of {len(ratios)} bases.")

@@ -340,6 +340,7 @@ class Beta:
     [
         ("kfac", {"norm": True}, r"K-FAC knows linear and convolutional layers, and 'norm\.weight' is in none"),
         ("kfac", {"distribution": Beta()}, "K-FAC knows Categorical and DiagonalGaussian, not Beta"),
+        ("kfac", {"distribution": DiagonalGaussian(1, -np.ones(1), np.ones(1))}, "to be a parameter named log_std"),
         ("natural", {"distribution": Beta()}, "needs a distribution with fisher_product, and Beta has none"),
     ],
 )
