@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector
 from torch.optim import Optimizer
 
-from optex_rl import ConfigError, NonFiniteError, OptEx
+from optex_rl import ConfigError, NonFiniteError, OptEx, TrainConfig
 from optex_rl.adapters import SAM, AdaHessian
 from optex_rl.agents import MlpPolicy
 from optex_rl.bases import BASES, make_base, resolve_base
@@ -27,6 +27,7 @@ from optex_rl.cli import main
 from optex_rl.curvature import hutchinson_diagonal, rademacher
 from optex_rl.flat import FlatBase, split
 from optex_rl.objective import AskingBase, Objective, RefreshedBase
+from optex_rl.training import Trainer
 
 from .helpers import ExactEstimator, Problem, advance, closure_of, same
 from .test_resume import assert_same_runs, start
@@ -329,6 +330,25 @@ def test_continuous_actions_train_and_resume(name: str, env: str, tmp_path: Path
     assert start(tmp_path, *flags, iterations=2, name="halves") == 0
     assert main(["train", "--resume", str(tmp_path / "halves"), "--iterations", "4"]) == 0
     assert_same_runs(tmp_path / "whole", tmp_path / "halves")
+
+
+def test_a_refresh_that_fails_is_tried_again_with_new_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(optimizer="adahessian", n_envs=2, n_steps=8, net_arch=(4,), logdir=None, eval_freq=0)
+    trainer = Trainer(config)
+    refresh, calls = AdaHessian.refresh, []
+
+    def failing(self: AdaHessian, batch: Any, generator: torch.Generator) -> None:
+        calls.append(generator.initial_seed())
+        if len(calls) == 2:
+            raise NonFiniteError("no curvature today")
+        refresh(self, batch, generator)
+
+    monkeypatch.setattr(AdaHessian, "refresh", failing)
+    trainer.iterate()
+    trainer.iterate()
+    assert len(calls) == len(set(calls)) == 3
+    assert trainer.iteration == 2
+    trainer.close()
 
 
 def test_protocols_know_their_classes() -> None:
