@@ -43,6 +43,11 @@ class ImportedBase(NamedTuple):
     extra: str | None
     kwargs: Mapping[str, Any] = {}
 
+    @property
+    def elementwise(self) -> bool:
+        """False, as of `Base`: none of them is."""
+        return False
+
     def load(self) -> Base:
         """The entry with its class.
 
