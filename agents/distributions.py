@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -98,6 +99,11 @@ class Categorical:
         log_probs = log_softmax(inputs)
         return -(log_probs.exp() * log_probs).sum(-1)
 
+    def fisher_product(self, inputs: Tensor, tangents: Tensor) -> Tensor:
+        """Fisher matrix diag(p) − p pᵀ of the inputs times tangents: [..., n], [..., n] -> [..., n]."""
+        probs = inputs.softmax(-1)
+        return probs * (tangents - (probs * tangents).sum(-1, keepdim=True))
+
     def to_env(self, actions: Array) -> Array:
         """Actions counted from `start`, int64 [...]."""
         return actions.astype(np.int64) + self.start
@@ -153,6 +159,12 @@ class DiagonalGaussian:
     def entropy(self, inputs: Tensor) -> Tensor:
         """Σ over the components of log σ + ½ log 2πe, [...]."""
         return inputs[..., self.m :].sum(-1) + 0.5 * self.m * math.log(2 * math.pi * math.e)
+
+    def fisher_product(self, inputs: Tensor, tangents: Tensor) -> Tensor:
+        """Fisher matrix diag(1/σ², 2) of means and log σ times tangents: [..., 2m], [..., 2m] -> [..., 2m]."""
+        _, log_std = inputs.chunk(2, dim=-1)
+        mean_tangents, log_std_tangents = tangents.chunk(2, dim=-1)
+        return torch.cat([(-2 * log_std).exp() * mean_tangents, 2 * log_std_tangents], dim=-1)
 
     def to_env(self, actions: Array) -> Array:
         """Actions in the environment's shape and dtype, clipped to its bounds: [..., m] -> [..., *action shape]."""

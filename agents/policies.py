@@ -85,15 +85,19 @@ class StackedPolicy:
         pieces = zip(self._shapes.items(), torch.split(points, self._sizes, dim=1), strict=True)
         return {name: piece.reshape(len(points), *shape) for (name, shape), piece in pieces}
 
-    def bind(self, points: Tensor) -> BoundPolicy:
+    def bind(self, points: Tensor, transforms: bool = False) -> BoundPolicy:
         """The policy at `points` [N, d], prepared for many calls; gradients reach `points` through the views.
+
+        Args:
+            points: [N, d].
+            transforms: whether `torch.func` must be able to differentiate the calls, any number of times.
 
         Raises:
             ConfigError: `points` is not [N, d].
         """
         stacked = self.unflatten(points)
         # Only the class itself is known to be two perceptrons: a subclass may compute anything.
-        if type(self.policy) is MlpPolicy:
+        if type(self.policy) is MlpPolicy and not transforms:
             return _BoundMlp(self.policy, self.distribution, stacked)
         return _BoundModule(self.policy, self.distribution, self.has_critic, stacked)
 

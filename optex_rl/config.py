@@ -11,7 +11,7 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 import torch
 import yaml
 
-from .bases import resolve_base
+from .bases import check_name
 from .checkpoints import write_atomically
 from .errors import ConfigError, RunFolderError
 from .options import BLOCKS, SELECTIONS, OptExOptions, check_at_least, check_choice
@@ -106,7 +106,7 @@ class TrainConfig:
         if not math.isfinite(self.log_std_init):
             raise ConfigError(f"log_std_init must be a finite number, got {self.log_std_init}")
         self.optex_options()
-        resolve_base(self.optimizer)
+        check_name(self.optimizer)
         check_device(self.device)
 
     @classmethod

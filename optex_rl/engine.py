@@ -23,6 +23,7 @@ from .iteration import (
     predict_here,
     propose,
     select,
+    unpredicted_step,
 )
 from .options import OptExOptions
 from .predictors import PREDICTORS
@@ -149,7 +150,7 @@ class Engine:
             if estimator.ready:
                 follow(walker, estimator, steps, distances[0])
             else:
-                walker.step(gradients[0])
+                unpredicted_step(walker, gradients[0])
         self._record(here, gradients, steps, [0])
 
     def _current_estimator(self) -> GradientEstimator | None:

@@ -14,6 +14,7 @@ from torch.nn.utils import parameters_to_vector
 
 from .agents import Agent, AgentLosses, Batch, StackedPolicy, encode_observations
 from .normalization import Normalizer
+from .objective import Objective
 from .rollout import Collector, Episode
 
 
@@ -63,6 +64,19 @@ class FusedEvaluator:
             return Evaluation(torch.zeros_like(points), losses, episodes)
         (gradients,) = torch.autograd.grad(losses.total.sum(), points)
         return Evaluation(gradients, losses._replace(total=losses.total.detach()), episodes)
+
+    def objective(self) -> Objective:
+        """What is optimized, for bases that look at the batch of one point, as `point_batch` gives it."""
+        return Objective(self._loss, self.policy.policy, lambda batch: batch.obs[0].flatten(0, 1))
+
+    def point_batch(self, point: int) -> Batch:
+        """The last evaluation's experience of one point, ``[1, T, E, …]``."""
+        assert self.batch is not None, "there was an evaluation"
+        return Batch(*(values[point : point + 1] for values in self.batch))
+
+    def _loss(self, point: Tensor, batch: Batch) -> Tensor:
+        """The loss of one parameter set ``[d]``, through operations that `torch.func` can differentiate."""
+        return self.agent.loss(self.policy.bind(point[None], transforms=True), batch).total[0]
 
 
 def play_episodes(

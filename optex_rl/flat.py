@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from .errors import ConfigError, NonFiniteError, NumericalError
+from .objective import AskingBase, Oracle
 from .twin import FlatTwin, flatten, split
 
 
@@ -36,8 +37,8 @@ class Walker(Protocol):
     def move_to(self, point: Tensor) -> None:
         """Copy ``point [d]`` into the parameters."""
 
-    def step(self, gradient: Tensor) -> None:
-        """One base step with ``gradient [d]``, clipped."""
+    def step(self, gradient: Tensor, oracle: Oracle | None = None) -> None:
+        """One base step with ``gradient [d]``, clipped; ``oracle`` as for `FlatBase.step`."""
 
 
 def _copy_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +59,18 @@ class FlatBase:
         self.max_grad_norm = max_grad_norm
         # Which parameters had a gradient at the last evaluation; None: not known.
         self.with_gradient: list[bool] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Optimizer's own copy leaves behind what subclasses keep in attributes. Private ones are left: hooks and counts
+        # of torch, the objective of ours; and a scheduler's patched step.
+        known = {"defaults", "state", "param_groups", "step"}
+        extra = {k: v for k, v in vars(self.base).items() if not (k in known or k.startswith("_"))}
+        return {**vars(self), "extra": extra}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        extra = state.pop("extra")
+        vars(self).update(state)
+        vars(self.base).update(extra)
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -114,19 +127,32 @@ class FlatBase:
         return [a and b for a, b in zip(trainable, self.with_gradient, strict=True)]
 
     @torch.no_grad()
-    def step(self, gradient: Tensor) -> None:
-        """One base step with ``gradient [d]``, clipped; ``.grad`` is left as it was."""
+    def step(self, gradient: Tensor, oracle: Oracle | None = None) -> None:
+        """One base step with ``gradient [d]``, clipped; ``.grad`` is left as it was.
+
+        Args:
+            gradient: at the parameters.
+            oracle: the gradient at other points, for an `AskingBase`; by default its own, the true one.
+        """
         parameters = self.parameters
-        active = self._active()
         kept = [p.grad for p in parameters]
-        # A copy: clipping and some optimizers change .grad in place.
-        pieces = split(gradient.clone(), parameters)
-        for parameter, value, is_active in zip(parameters, pieces, active, strict=True):
-            parameter.grad = value.to(parameter.dtype) if is_active else None
-        self.clip()
-        self.base.step()
+        self._put_gradient(gradient)
+        if isinstance(self.base, AskingBase):
+            ask = oracle or self.base.gradient
+            self.base.step_asking(lambda: self._put_gradient(ask(self.point())))
+        else:
+            self.base.step()
         for parameter, value_before in zip(parameters, kept, strict=True):
             parameter.grad = value_before
+
+    def _put_gradient(self, gradient: Tensor) -> None:
+        """Make ``gradient [d]``, clipped, the gradients in ``.grad`` of the parameters that a step moves."""
+        parameters = self.parameters
+        # A copy: clipping and some optimizers change .grad in place.
+        pieces = split(gradient.clone(), parameters)
+        for parameter, value, is_active in zip(parameters, pieces, self._active(), strict=True):
+            parameter.grad = value.to(parameter.dtype) if is_active else None
+        self.clip()
 
     @contextmanager
     def rewound(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from .errors import ConfigError, NonFiniteError
 from .estimator import GradientEstimator
 from .flat import FlatBase, Walker
+from .objective import Oracle
 from .options import OptExOptions
 
 
@@ -154,6 +155,7 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
     N, stride = options.parallelism, options.stride
     if N == 1 or estimator is None or not estimator.ready:
         return predict_here(base.point().repeat(N, 1), None)
+    oracle = posterior_mean(estimator)
     variances, distances = [], []
     last = (N - 1) * stride
     with base.trial_walk() as walker:
@@ -169,8 +171,18 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
                 variances.append(variance)
                 distances.append(distance)
             if step < last:
-                walker.step(mean)
+                walker.step(mean, oracle)
     return Proposal(points, estimates, torch.stack(variances), torch.stack(distances))
+
+
+def posterior_mean(estimator: GradientEstimator) -> Oracle:
+    """θ ``[d]`` → the estimated gradient there, ``[d]``."""
+    return lambda point: estimator.predict(point)[0]
+
+
+def unpredicted_step(walker: Walker, gradient: Tensor) -> None:
+    """One base step with ``gradient [d]``, which stands for the gradient nearby too: nothing better is known."""
+    walker.step(gradient, lambda _: gradient)
 
 
 def follow(walker: Walker, estimator: GradientEstimator, steps: int, distances: Tensor | None = None) -> None:
@@ -178,8 +190,9 @@ def follow(walker: Walker, estimator: GradientEstimator, steps: int, distances: 
 
     ``distances [B, T]`` are those of the first of these points to the history, if they are known.
     """
+    oracle = posterior_mean(estimator)
     for step in range(steps):
-        walker.step(estimator.predict(walker.point(), distances if step == 0 else None)[0])
+        walker.step(estimator.predict(walker.point(), distances if step == 0 else None)[0], oracle)
 
 
 def chosen_point(selection: str, gradients: Tensor, losses: Tensor | None, maximize: bool = False) -> int:
@@ -228,19 +241,20 @@ def select(
         How many base steps lie between the old iterate and the new one.
     """
     if proposal.cold or not estimator.ready:
-        walker.step(gradients.mean(0))
+        unpredicted_step(walker, gradients.mean(0))
         return 1
     if options.selection == "refine":
         steps = options.parallelism * options.stride
         follow(walker, estimator, steps, distances)
         return steps
+    oracle = posterior_mean(estimator)
     best = chosen_point(options.selection, gradients, losses, maximize)
     chosen = rows[best]
     # The same base steps again bring the state that belongs to the chosen point; no copy of it was kept.
     for estimate in proposal.estimates[: chosen * options.stride]:
-        walker.step(estimate)
+        walker.step(estimate, oracle)
     walker.move_to(proposal.points[chosen])  # where it was evaluated, should the learning rate have changed since
-    walker.step(gradients[best])
+    walker.step(gradients[best], oracle)
     return chosen * options.stride + 1
 
 

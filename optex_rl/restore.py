@@ -17,6 +17,7 @@ from .errors import OptExError, RunFolderError
 from .estimator import GradientEstimator
 from .flat import FlatBase
 from .normalization import Normalizer
+from .objective import RefreshedBase
 from .runs import check_network
 from .training import Trainer, build_normalizer, build_policy
 
@@ -57,6 +58,7 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
     """
     check_network(path, content, trainer.policy)
     template = trainer.state_dict() | {"wall_time": 0.0, "csv_bytes": 0}
+    template["optimizer"]["param_groups"] = []  # what they hold depends on whether there was a step: see _check_base
     try:
         for name, like in template.items():
             if name not in content:
@@ -117,13 +119,17 @@ def _check_finite(path: str, value: Any) -> None:
 
 
 def _check_base(path: str, state: dict[str, Any], trainer: Trainer) -> None:
-    """Refuse a state of the base optimizer that a step of it would not have made."""
+    """Refuse groups and a state of the base optimizer that neither its construction nor a step would have made."""
     flat = FlatBase(trainer.optimizer.base)
+    zero = torch.zeros_like(flat.point())
     with flat.rewound():
-        flat.step(torch.zeros_like(flat.point()))
-        template = trainer.optimizer.base.state_dict()["state"]
-    if state["state"]:
-        check_like(f"{path}.state", state["state"], template)
+        if state["state"] or any(group.get("step") for group in state["param_groups"]):
+            if isinstance(flat.base, RefreshedBase):
+                flat.base.forget()
+            flat.step(zero, lambda _: zero)
+        template = trainer.optimizer.base.state_dict()
+        for name in ("param_groups", "state"):
+            check_like(f"{path}.{name}", state[name], template[name])
 
 
 def _check_history(path: str, state: dict[str, Any], trainer: Trainer) -> None:

@@ -21,6 +21,7 @@ from .evaluation import FusedEvaluator, evaluate_policy
 from .flat import FlatBase
 from .logs import EpisodeStatistics
 from .normalization import Normalizer
+from .objective import RefreshedBase
 from .optimizer import OptEx
 from .rollout import Collector, spawn_seeds
 from .trouble import TroubleLog, describe, find_trouble, gather_evidence
@@ -57,6 +58,8 @@ class Trainer:
         if isinstance(agent, PPO):
             flat = FlatBase(base, config.max_grad_norm)
             self.epochs = Epochs(agent, self.evaluator.policy, flat, spawn_seeds(config.seed, 4, 1)[0])
+        if isinstance(base, RefreshedBase):
+            base.bind(self.evaluator.objective())
         self.episodes = EpisodeStatistics()
         self.trouble = TroubleLog(config.max_bad_iterations)
         self.iteration = 0
@@ -131,11 +134,20 @@ class Trainer:
         told = losses.total
         if usable is not None:
             losses = AgentLosses(*(value[usable] for value in losses))
+        self._refresh(0 if usable is None else int(usable.int().argmax()))
         if self.epochs is not None:
             assert self.evaluator.batch is not None
             losses = self.epochs(points, self.evaluator.batch, usable)
         self.optimizer.tell(gradients, told, usable)  # after epochs it only remembers: the parameters have moved
         return losses
+
+    def _refresh(self, point: int) -> None:
+        """Let the base look at the batch of a point: the iterate, or the first usable one."""
+        base = self.optimizer.base
+        if isinstance(base, RefreshedBase):
+            # The steps so far number the attempts, so that a resumed run draws what the uninterrupted one does.
+            seed = np.random.SeedSequence(self.config.seed, spawn_key=(4, self.env_steps)).generate_state(1)[0]
+            base.refresh(self.evaluator.point_batch(point), torch.Generator().manual_seed(int(seed)))
 
     def evaluate(self) -> float:
         """Mean return of the policy's most likely actions over ``eval_episodes`` episodes, the same ones every time."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .bases import is_elementwise
+from .objective import Oracle
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
@@ -108,8 +109,8 @@ class FlatTwin:
         """Copy ``point [d]`` into the parameters."""
         self._point.copy_(point)
 
-    def step(self, gradient: Tensor) -> None:
-        """One base step with ``gradient [d]``, clipped."""
+    def step(self, gradient: Tensor, oracle: Oracle | None = None) -> None:
+        """One base step with ``gradient [d]``, clipped; an elementwise base asks no ``oracle``."""
         factor = 1.0
         if self._max_grad_norm is not None:  # as clip_grad_norm_
             factor = min(1.0, self._max_grad_norm / (float(torch.linalg.vector_norm(gradient)) + 1e-6))

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import pytorch_optimizer
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -155,9 +156,13 @@ CASES: dict[str, Case] = {
     "Adam fused": Case(torch.optim.Adam, {"fused": True}),
     "RMSprop centered": Case(torch.optim.RMSprop, {"centered": True, "momentum": 0.5}),
     "ASGD early": Case(torch.optim.ASGD, {"t0": 3.0}),
+    "LARS": Case(pytorch_optimizer.LARS, {"weight_decay": 0.01}),
+    "LAMB": Case(pytorch_optimizer.Lamb, {"adam_debias": True, "weight_decouple": False, "weight_decay": 0.01}),
+    "NovoGrad": Case(pytorch_optimizer.NovoGrad, {"weight_decay": 0.01}),
 }
 TYPICAL: dict[str, Case] = {
-    name: CASES[name] for name in ("SGD momentum", "Adam", "RMSprop", "Adagrad", "NAdam", "Adadelta", "Adam amsgrad")
+    name: CASES[name]
+    for name in ("SGD momentum", "Adam", "RMSprop", "Adagrad", "NAdam", "Adadelta", "Adam amsgrad", "LAMB", "NovoGrad")
 }
 
 

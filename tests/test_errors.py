@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from optex_rl import ConfigError, GradientEstimator, NonFiniteError, NotPositiveDefiniteError, OptEx, OptExError
+from optex_rl.adapters import SAM
 from optex_rl.bases import BASES, make_base, resolve_base
 from optex_rl.errors import NumericalError, NumericalWarning, RunFolderError
 
@@ -129,7 +130,10 @@ def test_misuse_of_an_estimator(make: Callable[[], Any], message: str) -> None:
         make()
 
 
-KNOWN = "sgd, momentum, nesterov, adagrad, adadelta, rmsprop, adam, adamw, nadam, radam"
+KNOWN = (
+    "sgd, momentum, nesterov, adagrad, adadelta, rmsprop, adam, adamw, nadam, radam, lars, lamb, novograd, adahessian, "
+    "sam, kfac, natural"
+)
 
 
 @pytest.mark.parametrize(
@@ -181,10 +185,14 @@ def test_wrap_refuses_bases_that_need_a_closure() -> None:
 @pytest.mark.parametrize("name", BASES)
 def test_each_name_makes_what_it_says(name: str) -> None:
     entry = resolve_base(name)
-    base = make_base(name, [Parameter(torch.ones(2))], 0.1, {"weight_decay": 0.25})
+    decay = {} if name in ("kfac", "natural") else {"weight_decay": 0.25}
+    base = make_base(name, [Parameter(torch.ones(2))], 0.1, decay)
     assert type(base) is entry.cls
-    assert entry.cls.__name__.lower() == {"momentum": "sgd", "nesterov": "sgd"}.get(name, name)
-    expected = {"lr": 0.1, "weight_decay": 0.25, **entry.kwargs}
+    classes = {"momentum": "sgd", "nesterov": "sgd", "natural": "naturalgradient"}
+    assert entry.cls.__name__.lower() == classes.get(name, name)
+    expected = {"lr": 0.1, **decay, **entry.kwargs}
+    if isinstance(base, SAM):
+        assert type(base.base_optimizer) is expected.pop("base_optimizer")
     assert {key: base.param_groups[0][key] for key in expected} == expected
 
 
