@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,7 +27,8 @@ from optex_rl import OptExError
 from optex_rl.kernels import KERNELS
 from optex_rl.options import SELECTIONS
 
-from .curves import Curve, Method, at_least, compared, draw, optex, panel, record, yardsticks
+from .curves import Curve, Method, optex, run, yardsticks
+from .reports import Cells, at_least, best_rates, draw, header, panel, table
 
 START = 2.0  # the start is uniform on [−START, START]
 ABLATIONS = ("selection", "history", "parallelism", "sequential", "kernel")
@@ -109,46 +109,19 @@ def ablation(name: str, N: int) -> list[Method]:
     return [Method("vanilla"), *variants[name]]
 
 
-Cells = dict[tuple[str, float], list[Curve]]  # by name of the method and learning rate, one curve for each seed
-
-
-def run(name: str, methods: Sequence[Method], options: argparse.Namespace) -> Cells:
+def runs(name: str, methods: Sequence[Method], options: argparse.Namespace) -> Cells:
     """Every method at every learning rate with every seed, on one function."""
     optimizer = {"base": options.base, "history_size": options.history_size}
 
     def curve(method: Method, rate: float, seed: int) -> Curve:
         problem = Synthetic(FUNCTIONS[name], options.dim, options.noise, seed)
-        return record(method, problem, options.iterations, lr=rate, **optimizer)
+        return run(method, problem, options.iterations, lr=rate, **optimizer)
 
     return {
         (method.name, rate): [curve(method, rate, seed) for seed in range(options.seeds)]
         for method in methods
         for rate in options.learning_rates
     }
-
-
-def last_value(curves: Sequence[Curve]) -> float:
-    """Median over seeds of the value after the last iteration."""
-    return statistics.median(curve.column()[-1] for curve in curves)
-
-
-def best_rates(cells: Cells) -> dict[str, list[Curve]]:
-    """For each method the curves of the learning rate at which it ends lowest."""
-    best: dict[str, list[Curve]] = {}
-    for (name, _), curves in cells.items():
-        if name not in best or last_value(curves) < last_value(best[name]):
-            best[name] = curves
-    return best
-
-
-def table(function: str, cells: Cells) -> str:
-    """Lines of the Markdown table: one for each method and learning rate."""
-    reference = best_rates(cells)["vanilla"]
-    return "\n".join(
-        f"| {function} | {name} | {rate:g} | {last_value(curves):.3g} | {compared(curves, reference)} | "
-        f"{statistics.median(curve.pace for curve in curves) * 1e3:.1f} |"
-        for (name, rate), curves in cells.items()
-    )
 
 
 def flags() -> argparse.ArgumentParser:
@@ -176,11 +149,10 @@ def main() -> None:
     N, panels = options.parallelism, []
     methods = ablation(options.ablation, N) if options.ablation else paper(N, options.noise)
     print(f"d = {options.dim:,}, N = {N}, {options.base}, noise {options.noise:g}\n")
-    print("| function | method | rate | last value | iterations to vanilla's | times fewer | seeds | ms an iteration |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(header("function", ["last value"], "vanilla"))
     try:
         for name in options.functions or (["rosenbrock"] if options.ablation else FUNCTIONS):
-            cells = run(name, methods, options)
+            cells = runs(name, methods, options)
             print(table(name, cells), flush=True)
             panels.append(panel(name, "value", best_rates(cells)))
         if options.output:

@@ -14,7 +14,8 @@ from torch.nn import Parameter
 
 from optex_rl import ConfigError
 from scripts.benchmark_synthetic import ABLATIONS, FUNCTIONS, Synthetic, ablation, ackley, main, rosenbrock, sphere
-from scripts.curves import Curve, Method, at_least, compared, draw, optex, panel, record, yardsticks
+from scripts.curves import Curve, Method, optex, run, yardsticks
+from scripts.reports import at_least, compared, draw, panel
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_yardsticks_spend_their_iterations_as_they_say() -> None:
     outcomes = []
     for method in yardsticks(3):
         problem = Counted()
-        curve = record(method, problem, 2, lr=0.5, base="sgd")
+        curve = run(method, problem, 2, lr=0.5, base="sgd")
         outcomes.append((problem.batches, curve.column()))
     assert outcomes[0] == ([1, 1], [1.0, 0.5, 0.25])
     assert outcomes[1] == ([1] * 6, [1.0, 0.125, 0.015625])
@@ -98,20 +99,20 @@ def test_yardsticks_spend_their_iterations_as_they_say() -> None:
 
 def test_only_the_last_point_is_evaluated() -> None:
     problem = Counted()
-    record(Method("", 4, only_last=True, options={"selection": "last"}), problem, 5, lr=0.1, base="sgd")
+    run(Method("", 4, only_last=True, options={"selection": "last"}), problem, 5, lr=0.1, base="sgd")
     assert problem.batches == [1] * 5
 
 
 def test_recording_every_few_iterations_ends_with_the_last() -> None:
-    curve = record(Method("vanilla"), Counted(), 5, every=2, lr=0.5, base="sgd")
+    curve = run(Method("vanilla"), Counted(), 5, every=2, lr=0.5, base="sgd")
     assert (curve.iterations, curve.column()) == ([0, 2, 4, 5], [1.0, 0.25, 0.0625, 0.03125])
-    assert curve.first(0.25) == 2
-    assert curve.first(0.01) == math.inf
+    assert curve.first(0.25) == (2, curve.seconds[1])
+    assert curve.first(0.01) == (math.inf, math.inf)
 
 
 def test_divergence_is_infinite_from_then_on() -> None:
     # At rate 1e20 the parameter leaves float32 at the second step.
-    curve = record(Method("vanilla"), Counted(), 4, lr=1e20, base="sgd")
+    curve = run(Method("vanilla"), Counted(), 4, lr=1e20, base="sgd")
     assert curve.column() == [1.0, pytest.approx(-1e20), math.inf, math.inf, math.inf]
 
 
@@ -119,8 +120,8 @@ def test_cells_of_the_comparison_by_hand() -> None:
     references = [Curve([0, 1, 2], [0.0, 1.0, 2.0], [(3.0,), (2.0,), (last,)]) for last in (1.0, 2.0)]
     curves = [Curve([0, 1, 2], [0.0, 1.0, 2.0], [(3.0,), (1.0,), (0.5,)]), references[0]]
     # Vanilla reaches its last values after 2 and 1 iterations; the method those values after 1 and 1.
-    assert compared(curves, references) == "1 | 2.0 | 2/2"
-    assert compared(references[1:], references[:1]) == "– | – | 0/1"
+    assert compared(curves, references) == "1 | 2.0 | 1.0 | 2/2"
+    assert compared(references[1:], references[:1]) == "– | – | – | 0/1"
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -133,10 +134,10 @@ def test_ablations_compare_variants_with_vanilla(name: str) -> None:
 @pytest.mark.parametrize(("name", "factor"), [("rosenbrock", 4.0), ("sphere", math.sqrt(5)), ("ackley", math.sqrt(5))])
 def test_optex_needs_fewer_sequential_iterations(name: str, factor: float) -> None:
     def curve(method: Method, iterations: int) -> Curve:
-        return record(method, Synthetic(FUNCTIONS[name], 1000, 0.0, seed=0), iterations, lr=0.1, history_size=20)
+        return run(method, Synthetic(FUNCTIONS[name], 1000, 0.0, seed=0), iterations, lr=0.1, history_size=20)
 
     vanilla = curve(Method("vanilla"), 80)
-    assert curve(optex(5, "refine"), 40).first(vanilla.column()[-1]) <= 80 / factor
+    assert curve(optex(5, "refine"), 40).first(vanilla.column()[-1])[0] <= 80 / factor
 
 
 def test_main_prints_the_table_and_draws(
@@ -149,7 +150,7 @@ def test_main_prints_the_table_and_draws(
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[4:]]
     names = ["vanilla", "target", "data-parallel", "OptEx, refine", "OptEx, last"]
     assert [(row[1], row[2]) for row in rows] == [(name, rate) for name in names for rate in ("0.1", "0.3")]
-    assert {row[6] for row in rows if row[:2] == ["| sphere", "vanilla"]} >= {"2/2"}
+    assert {row[7] for row in rows if row[:2] == ["| sphere", "vanilla"]} >= {"2/2"}
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -171,7 +172,7 @@ def test_bad_flags_get_one_sentence(
 
 
 def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
-    curve = record(Method("vanilla"), Counted(), 1, lr=0.5, base="sgd")
+    curve = run(Method("vanilla"), Counted(), 1, lr=0.5, base="sgd")
     panels = [panel("", "value", {"vanilla": [curve]}), panel("", "value", {"vanilla": [curve]}, time=True)]
     assert panels[1].lines["vanilla"][0] == curve.seconds
     with pytest.raises(ConfigError, match="cannot be written"):
