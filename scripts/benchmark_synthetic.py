@@ -6,7 +6,8 @@ gradient has independent normal noise added, whose norm is about ``--noise`` tim
 
 For every method and learning rate, medians over seeds: the value after the last iteration, the sequential iterations
 to the value where vanilla ended (at that of its rates which ends lowest), how many times fewer than vanilla's own that
-is, how many seeds got there, and the time of an iteration with all its evaluations on this machine.
+is, the processor seconds it took, how many seeds got there, and the time of an iteration. One thread computes
+everything, the N evaluations too: the seconds are those of a machine with one core.
 
     python -m scripts.benchmark_synthetic                            # Fig. 2, noise-free
     python -m scripts.benchmark_synthetic --ablation selection       # Fig. 6, on Rosenbrock

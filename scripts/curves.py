@@ -100,6 +100,8 @@ class Curve:
 def record(iterate: Callable[[], int], problem: Problem, iterations: int, every: int = 1) -> Curve:
     """Drive any optimizer and record its curve; recording is left out of the seconds.
 
+    Seconds are the processor's: with one thread the wall time on a core that nothing else uses.
+
     Args:
         iterate: takes the optimizer forward and returns how many sequential iterations that was.
         problem: what is minimised; its parameters are where the run begins.
@@ -113,12 +115,12 @@ def record(iterate: Callable[[], int], problem: Problem, iterations: int, every:
     diverged = (math.inf,) * len(curve.values[0])
     iteration, seconds, finite = 0, 0.0, True
     while iteration < iterations:
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             iteration += iterate() if finite else every
         except NonFiniteError:
             iteration, finite = iteration + 1, False
-        seconds += time.perf_counter() - start
+        seconds += time.process_time() - start
         if iteration - curve.iterations[-1] >= every or iteration >= iterations:
             curve.iterations.append(iteration)
             curve.seconds.append(seconds)
