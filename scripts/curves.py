@@ -57,7 +57,7 @@ class Method:
             N = len(points)
             usable = torch.ones(N, dtype=torch.bool)
             usable[: N - 1] = not self.only_last
-            losses, gradients = torch.zeros(N), torch.zeros_like(points)
+            losses, gradients = points.new_zeros(N), torch.zeros_like(points)
             evaluated = problem.evaluate(points[usable].repeat_interleave(self.samples, 0))
             losses[usable], gradients[usable] = (e.view(-1, self.samples, *e.shape[1:]).mean(1) for e in evaluated)
             optimizer.tell(gradients, losses, usable)

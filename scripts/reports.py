@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+import numpy as np
 
 from optex_rl import ConfigError
 
@@ -102,17 +102,18 @@ class Panel(NamedTuple):
     title: str
     xlabel: str
     ylabel: str
-    lines: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]]
+    lines: Mapping[str, tuple[Sequence[float], Sequence[np.ndarray]]]
 
 
 def panel(
     title: str, ylabel: str, lines: Mapping[str, Sequence[Curve]], column: int = 0, *, time: bool = False
 ) -> Panel:
-    """Curves of several methods over sequential iterations, or over the median of the seconds that they took."""
+    """Curves of several methods over sequential iterations or seconds; between what was recorded they are straight."""
     drawn = {}
     for name, curves in lines.items():
-        seconds = [statistics.median(row) for row in zip(*(curve.seconds for curve in curves), strict=True)]
-        drawn[name] = (seconds if time else curves[0].iterations, [curve.column(column) for curve in curves])
+        runs = [(curve.seconds if time else curve.iterations, curve.column(column)) for curve in curves]
+        grid = sorted({float(x) for xs, _ in runs for x in xs})
+        drawn[name] = (grid, [np.interp(grid, xs, ys) for xs, ys in runs])
     return Panel(title, "seconds" if time else "sequential iterations", ylabel, drawn)
 
 
@@ -133,7 +134,7 @@ def draw(panels: Sequence[Panel], output: Path, columns: int = 3) -> None:
         figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False
     ):
         for name, (x, runs) in lines.items():
-            ordered = torch.tensor(runs, dtype=torch.float64).sort(0).values
+            ordered = np.sort(runs, 0)
             axes.plot(x, ordered[len(runs) // 2], label=name, linewidth=1.2)
             axes.fill_between(x, ordered[0], ordered[-1], alpha=0.2)
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log")
