@@ -12,8 +12,6 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from optex_rl import ConfigError
-
 from .curves import Curve, Problem
 from .problems import ModuleProblem
 
@@ -34,14 +32,9 @@ def adahessian(problem: ModuleProblem, lr: float, seed: int) -> Callable[[], int
     """Steps of AdaHessian (Yao et al., 2021, arXiv 2006.00719): a gradient and one Hessian-vector product each.
 
     `pytorch_optimizer`'s class with the ``eps`` of the authors' code, not its own, which is too small to bound a step.
-
-    Raises:
-        ConfigError: the package is missing.
     """
-    try:
-        from pytorch_optimizer import AdaHessian
-    except ModuleNotFoundError as error:
-        raise ConfigError("AdaHessian needs pytorch_optimizer: pip install pytorch_optimizer") from error
+    from pytorch_optimizer import AdaHessian  # not everybody has it
+
     optimizer: Any = AdaHessian(problem.parameters, lr=lr, eps=1e-4)
     generator = torch.Generator().manual_seed(seed)
     sizes = [p.numel() for p in problem.parameters]

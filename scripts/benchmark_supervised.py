@@ -23,6 +23,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -40,11 +41,17 @@ from .reports import Cells, at_least, best_rates, draw, header, panel, table
 Make = Callable[[int], ModuleProblem]  # from a seed
 
 
+def initial(model: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A model with the initial parameters of a seed; the global random numbers are left as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model()
+
+
 def by_batches(data: Dataset, model: Callable[[], nn.Module], batch_size: int, shown: int = 2000) -> Make:
     """Classification with random batches of a data set."""
 
     def make(seed: int) -> ModuleProblem:
-        torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
 
         def draw_batch() -> Split:
@@ -52,7 +59,7 @@ def by_batches(data: Dataset, model: Callable[[], nn.Module], batch_size: int, s
 
         first = torch.arange(shown)
         train, held_out = (split.rows(first[: len(split.targets)]) for split in data)
-        return Classification(model(), draw_batch, train, held_out)
+        return Classification(initial(model, seed), draw_batch, train, held_out)
 
     return make
 
@@ -83,9 +90,10 @@ def shakespeare(options: argparse.Namespace, shown: int = 32) -> Make:
     """A character transformer with 1.6 M parameters."""
     train, held_out = read_text(needed(options))
     context: int = options.context
+    if context >= len(held_out.characters):
+        raise ConfigError(f"--context must be below the {len(held_out.characters)} held-out characters, got {context}")
 
     def make(seed: int) -> ModuleProblem:
-        torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
 
         def draw_batch() -> Split:
@@ -93,7 +101,7 @@ def shakespeare(options: argparse.Namespace, shown: int = 32) -> Make:
             return train.windows(starts, context)
 
         spread = [torch.linspace(0, len(text.characters) - context - 1, shown).long() for text in (train, held_out)]
-        model = CharacterTransformer(len(train.alphabet), context)
+        model = initial(lambda: CharacterTransformer(len(train.alphabet), context), seed)
         return Classification(
             model, draw_batch, train.windows(spread[0], context), held_out.windows(spread[1], context)
         )
@@ -105,8 +113,7 @@ def pinn(options: argparse.Namespace) -> Make:
     """A physics-informed network in double precision."""
 
     def make(seed: int) -> ModuleProblem:
-        torch.manual_seed(seed)
-        return Poisson(mlp(1, 32, 32, 1, activation=nn.Tanh).double())
+        return Poisson(initial(lambda: mlp(1, 32, 32, 1, activation=nn.Tanh), seed).double())
 
     return make
 
@@ -154,7 +161,9 @@ def measure(make: Make, options: argparse.Namespace) -> Cells:
         for rate in options.learning_rates:
             settings = {"base": options.base, "lr": rate, "history_size": options.history_size}
             cells[method.name, rate] = [run(method, make(seed), T, every=every, **settings) for seed in seeds]
-    if options.task == "clicks":
+    if options.task == "clicks" and find_spec("pytorch_optimizer") is None:
+        print("AdaHessian is left out; for it, pip install pytorch_optimizer\n")
+    elif options.task == "clicks":
         for rate in options.learning_rates:
             cells["AdaHessian", rate] = [run_adahessian(make(seed), T, every, rate, seed) for seed in seeds]
     if options.task == "pinn":
