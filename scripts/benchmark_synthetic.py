@@ -99,7 +99,9 @@ def ablation(name: str, N: int) -> list[Method]:
     last = {"selection": "last"}
     variants = {
         "selection": [optex(N, selection) for selection in SELECTIONS],
-        "history": [Method(f"T0 = {T0}", N, options={"history_size": T0}) for T0 in (N + 1, 2 * N, 4 * N, 8 * N)],
+        "history": [
+            Method(f"T0 = {T0}", N, options={"history_size": T0}) for T0 in (N + 1, 2 * N, 4 * N, 8 * N, 16 * N)
+        ],
         "parallelism": [Method(f"N = {n}", n, options={"history_size": 4 * n}) for n in (2, 4, 8, 16)],
         "sequential": [
             Method("all N points evaluated", N, options=last),
