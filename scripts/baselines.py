@@ -12,8 +12,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from .curves import Curve, Problem
+from .curves import Curve, Problem, record
 from .problems import ModuleProblem
+from .reports import Cells
 
 
 def hutchinson(gradient: Tensor, point: Tensor, z: Tensor) -> Tensor:
@@ -120,3 +121,21 @@ def lbfgsb(problem: Problem, evaluations: int) -> Curve:
     limits = {"maxfun": evaluations, "maxiter": evaluations, "ftol": 0.0, "gtol": 0.0}
     minimize(function, x, jac=True, method="L-BFGS-B", callback=callback, options=limits)
     return curve
+
+
+def quasi_newton(make: Callable[[int], Problem], seeds: int, evaluations: int) -> Cells:
+    """The curves of both L-BFGS on a problem without noise, one for each seed.
+
+    Args:
+        make: the problem of a seed.
+        seeds: how many.
+        evaluations: after about so many a run ends.
+    """
+
+    def by_torch(problem: Problem) -> Curve:
+        return record(lbfgs(problem, 10), problem, evaluations)
+
+    return {
+        ("L-BFGS, torch", 1.0): [by_torch(make(seed)) for seed in range(seeds)],
+        ("L-BFGS-B, SciPy", 1.0): [lbfgsb(make(seed), evaluations) for seed in range(seeds)],
+    }

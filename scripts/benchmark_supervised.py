@@ -31,7 +31,7 @@ from torch import nn
 
 from optex_rl import ConfigError, OptExError
 
-from .baselines import adahessian, lbfgs, lbfgsb
+from .baselines import adahessian, quasi_newton
 from .curves import Curve, optex, record, run, yardsticks
 from .datasets import Dataset, Split, load_digits, read_cifar10, read_criteo, read_text, write_clicks
 from .models import CharacterTransformer, ClickModel, ImageClassifier, mlp
@@ -167,19 +167,13 @@ def measure(make: Make, options: argparse.Namespace) -> Cells:
         for rate in options.learning_rates:
             cells["AdaHessian", rate] = [run_adahessian(make(seed), T, every, rate, seed) for seed in seeds]
     if options.task == "pinn":
-        cells["L-BFGS, torch", 1.0] = [run_lbfgs(make(seed), T, every) for seed in seeds]
-        cells["L-BFGS-B, SciPy", 1.0] = [lbfgsb(make(seed), T) for seed in seeds]
+        cells |= quasi_newton(make, options.seeds, T)
     return cells
 
 
 def run_adahessian(problem: ModuleProblem, iterations: int, every: int, lr: float, seed: int) -> Curve:
     """The curve of AdaHessian."""
     return record(adahessian(problem, lr, seed), problem, iterations, every)
-
-
-def run_lbfgs(problem: ModuleProblem, iterations: int, every: int) -> Curve:
-    """The curve of torch's L-BFGS, in evaluations."""
-    return record(lbfgs(problem, max(every, 20)), problem, iterations, every)
 
 
 def flags() -> argparse.ArgumentParser:

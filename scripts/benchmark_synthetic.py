@@ -9,6 +9,8 @@ to the value where vanilla ended (at that of its rates which ends lowest), how m
 is, the processor seconds it took, how many seeds got there, and the time of an iteration. One thread computes
 everything, the N evaluations too: the seconds are those of a machine with one core.
 
+Without noise L-BFGS is there too; its iterations are evaluations of value and gradient, one after the other.
+
     python -m scripts.benchmark_synthetic                            # Fig. 2, noise-free
     python -m scripts.benchmark_synthetic --ablation selection       # Fig. 6, on Rosenbrock
 """
@@ -28,7 +30,8 @@ from optex_rl import OptExError
 from optex_rl.kernels import KERNELS
 from optex_rl.options import SELECTIONS
 
-from .curves import Curve, Method, optex, run, yardsticks
+from .baselines import quasi_newton
+from .curves import Method, optex, run, yardsticks
 from .reports import Cells, at_least, best_rates, draw, header, panel, table
 
 START = 2.0  # the start is uniform on [−START, START]
@@ -114,17 +117,21 @@ def ablation(name: str, N: int) -> list[Method]:
 
 def runs(name: str, methods: Sequence[Method], options: argparse.Namespace) -> Cells:
     """Every method at every learning rate with every seed, on one function."""
-    optimizer = {"base": options.base, "history_size": options.history_size}
 
-    def curve(method: Method, rate: float, seed: int) -> Curve:
-        problem = Synthetic(FUNCTIONS[name], options.dim, options.noise, seed)
-        return run(method, problem, options.iterations, lr=rate, **optimizer)
+    def start(seed: int) -> Synthetic:
+        return Synthetic(FUNCTIONS[name], options.dim, options.noise, seed)
 
-    return {
-        (method.name, rate): [curve(method, rate, seed) for seed in range(options.seeds)]
+    cells: Cells = {
+        (method.name, rate): [
+            run(method, start(seed), options.iterations, lr=rate, base=options.base, history_size=options.history_size)
+            for seed in range(options.seeds)
+        ]
         for method in methods
         for rate in options.learning_rates
     }
+    if not options.ablation and not options.noise:  # line searches compare values
+        cells |= quasi_newton(start, options.seeds, options.iterations)
+    return cells
 
 
 def flags() -> argparse.ArgumentParser:

@@ -154,6 +154,27 @@ def test_main_prints_the_table_and_draws(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_without_noise_quasi_newton_methods_are_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = "--functions sphere --dim 20 --iterations 30 --seeds 1"
+    monkeypatch.setattr(sys, "argv", ["benchmark_synthetic", *arguments.split()])
+    main()
+    last_values = {
+        row[1]: float(row[3]) for row in (line.split(" | ") for line in capsys.readouterr().out.splitlines()[4:])
+    }
+    # A sphere is over after one exact line search.
+    assert list(last_values) == [
+        "vanilla",
+        "target",
+        "OptEx, refine",
+        "OptEx, last",
+        "L-BFGS, torch",
+        "L-BFGS-B, SciPy",
+    ]
+    assert max(last_values["L-BFGS, torch"], last_values["L-BFGS-B, SciPy"]) < 1e-6 < last_values["vanilla"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
