@@ -23,6 +23,7 @@ import argparse
 import functools
 import inspect
 import multiprocessing
+import re
 import resource
 import statistics
 import sys
@@ -30,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,7 +126,10 @@ def time_of(d: int, T0: int, N: int, selection: str, rounds: int) -> tuple[float
 
 
 def peak_bytes() -> int:
-    """Peak resident size of this process."""
+    """Peak resident size of this process since its program began; getrusage would start from its parent's on Linux."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -132,7 +137,7 @@ def peak_bytes() -> int:
 def memory_of(d: int, T0: int, N: int, selection: str) -> int:
     """Bytes by which the peak grows from before the parameters are made until the history has been full for a while.
 
-    Meant for a process of its own, which starts from the peak of its parent on Linux: start it before that has grown.
+    Meant for a process of its own.
     """
     torch.set_num_threads(1)
     Quadratic(8, 2, 2, selection).iterate()  # what is loaded at first use
