@@ -146,7 +146,7 @@ TASKS = {
     "digits": Task(digits, learning_rates=(3e-3, 1e-2, 3e-2, 1e-1)),
     "cifar10": Task(cifar10, learning_rates=(3e-4, 1e-3, 3e-3), iterations=300, every=10),
     "shakespeare": Task(shakespeare, learning_rates=(3e-4, 1e-3, 3e-3), iterations=80, every=5, batch_size=4),
-    "clicks": Task(clicks, base="adagrad", learning_rates=(0.01, 0.03, 0.1), iterations=60, every=5),
+    "clicks": Task(clicks, base="adagrad", learning_rates=(0.03, 0.1, 0.3), iterations=60, every=5),
     "pinn": Task(pinn, learning_rates=(3e-3, 1e-2, 3e-2), iterations=300, every=5),
 }
 

@@ -141,6 +141,6 @@ def draw(panels: Sequence[Panel], output: Path, columns: int = 3) -> None:
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
     try:
-        figure.savefig(output, dpi=80)
+        figure.savefig(output, dpi=72)
     except (ValueError, OSError) as error:
         raise ConfigError(f"the picture {output} cannot be written: {error}") from error

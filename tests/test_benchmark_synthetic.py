@@ -131,13 +131,14 @@ def test_ablations_compare_variants_with_vanilla(name: str) -> None:
     assert len({method.name for method in methods}) == len(methods) >= 3
 
 
+@pytest.mark.parametrize("d", [1000, pytest.param(100_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "factor"), [("rosenbrock", 4.0), ("sphere", math.sqrt(5)), ("ackley", math.sqrt(5))])
-def test_optex_needs_fewer_sequential_iterations(name: str, factor: float) -> None:
+def test_optex_needs_fewer_sequential_iterations(name: str, factor: float, d: int) -> None:
     def curve(method: Method, iterations: int) -> Curve:
-        return run(method, Synthetic(FUNCTIONS[name], 1000, 0.0, seed=0), iterations, lr=0.1, history_size=20)
+        return run(method, Synthetic(FUNCTIONS[name], d, 0.0, seed=0), iterations, lr=0.1, history_size=20)
 
-    vanilla = curve(Method("vanilla"), 80)
-    assert curve(optex(5, "refine"), 40).first(vanilla.column()[-1])[0] <= 80 / factor
+    vanilla = curve(Method("vanilla"), 100)
+    assert curve(optex(5, "refine"), 50).first(vanilla.column()[-1])[0] <= 100 / factor
 
 
 def test_main_prints_the_table_and_draws(
