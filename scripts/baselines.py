@@ -1,0 +1,141 @@
+"""Optimizers that are no base of OptEx, or not only one: AdaHessian and L-BFGS, on the same problems."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from .curves import Curve, Problem, record
+from .problems import ModuleProblem
+from .reports import Cells
+
+
+def hutchinson(gradient: Tensor, point: Tensor, z: Tensor) -> Tensor:
+    """``z ⊙ Hz [d]``, whose mean over random signs ``z [d]`` is the diagonal of the Hessian (Bekas et al., 2007).
+
+    Args:
+        gradient: at ``point``, with its graph (``create_graph=True``), ``[d]``.
+        point: ``[d]``.
+        z: ``[d]``.
+    """
+    (product,) = torch.autograd.grad(gradient, point, z)
+    return z * product
+
+
+def adahessian(problem: ModuleProblem, lr: float, seed: int) -> Callable[[], int]:
+    """Steps of AdaHessian (Yao et al., 2021, arXiv 2006.00719): a gradient and one Hessian-vector product each.
+
+    `pytorch_optimizer`'s class with the ``eps`` of the authors' code, not its own, which is too small to bound a step.
+    """
+    from pytorch_optimizer import AdaHessian  # not everybody has it
+
+    optimizer: Any = AdaHessian(problem.parameters, lr=lr, eps=1e-4)
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [p.numel() for p in problem.parameters]
+
+    def iterate() -> int:
+        point = parameters_to_vector(problem.parameters).detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(problem.loss_at(point), point, create_graph=True)
+        z = torch.randint(2, point.shape, generator=generator).to(point).mul_(2.0).sub_(1.0)
+        diagonal = hutchinson(gradient, point, z)
+        parts = zip(
+            problem.parameters, torch.split(gradient.detach(), sizes), torch.split(diagonal, sizes), strict=True
+        )
+        hessian = []
+        for parameter, slope, curvature in parts:
+            parameter.grad = slope.view_as(parameter).clone()
+            hessian.append(curvature.view_as(parameter))
+        optimizer.step(hessian=hessian)
+        return 1
+
+    return iterate
+
+
+def lbfgs(problem: Problem, evaluations: int) -> Callable[[], int]:
+    """Torch's L-BFGS with a strong Wolfe line search; an iteration is an evaluation of loss and gradient.
+
+    Args:
+        problem: without noise: line searches compare losses.
+        evaluations: about how many one call makes, one after the other.
+    """
+    optimizer: Any = torch.optim.LBFGS(
+        problem.parameters,
+        max_iter=evaluations,
+        max_eval=evaluations,
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def iterate() -> int:
+        count = 0
+
+        def closure() -> float:
+            nonlocal count
+            count += 1
+            losses, gradients = problem.evaluate(parameters_to_vector(problem.parameters)[None])
+            parts = torch.split(gradients[0], [p.numel() for p in problem.parameters])
+            for parameter, part in zip(problem.parameters, parts, strict=True):
+                parameter.grad = part.view_as(parameter)
+            return float(losses[0])
+
+        optimizer.step(closure)
+        return count
+
+    return iterate
+
+
+def lbfgsb(problem: Problem, evaluations: int) -> Curve:
+    """The curve of SciPy's L-BFGS-B, without bounds, counted in evaluations; recording is left out of the seconds.
+
+    Args:
+        problem: without noise.
+        evaluations: after about so many it ends.
+    """
+    curve = Curve([0], [0.0], [problem.values()])
+    count, paused, start = 0, 0.0, time.process_time()
+
+    def function(x: Any) -> tuple[float, Any]:
+        nonlocal count
+        count += 1
+        losses, gradients = problem.evaluate(torch.from_numpy(x)[None].to(problem.parameters[0]))
+        return float(losses[0]), gradients[0].numpy().astype(np.float64)
+
+    def callback(xk: Any) -> None:
+        nonlocal paused
+        now = time.process_time()
+        vector_to_parameters(torch.from_numpy(xk).to(problem.parameters[0]), problem.parameters)
+        curve.iterations.append(count)
+        curve.seconds.append(now - start - paused)
+        curve.values.append(problem.values())
+        paused += time.process_time() - now
+
+    x = parameters_to_vector(problem.parameters).detach().numpy().astype(np.float64)
+    limits = {"maxfun": evaluations, "maxiter": evaluations, "ftol": 0.0, "gtol": 0.0}
+    minimize(function, x, jac=True, method="L-BFGS-B", callback=callback, options=limits)
+    return curve
+
+
+def quasi_newton(make: Callable[[int], Problem], seeds: int, evaluations: int) -> Cells:
+    """The curves of both L-BFGS on a problem without noise, one for each seed.
+
+    Args:
+        make: the problem of a seed.
+        seeds: how many.
+        evaluations: after about so many a run ends.
+    """
+
+    def by_torch(problem: Problem) -> Curve:
+        return record(lbfgs(problem, 10), problem, evaluations)
+
+    return {
+        ("L-BFGS, torch", 1.0): [by_torch(make(seed)) for seed in range(seeds)],
+        ("L-BFGS-B, SciPy", 1.0): [lbfgsb(make(seed), evaluations) for seed in range(seeds)],
+    }
