@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from .errors import ConfigError
 from .flags import add_config_arguments, given_options
+from .plots import new_figure
 
 # Decided by the comparison itself, or without a meaning in it.
 LEFT_OUT: Final = ("env", "method", "seed", "logdir", "run_name", "checkpoint_freq", "eval_freq", "progress_bar")
@@ -68,9 +69,13 @@ def run_compare(options: argparse.Namespace) -> int:
     """The command compare; returns the exit status, 128 plus the number of the signal that stopped it."""
     from .race_report import write_report  # SciPy takes a second, which the other commands need not wait for
 
+    new_figure(width=1, height=1)  # where Matplotlib is missing, say so before the runs and not after them
     flags = vars(options)
     thresholds = read_thresholds(options.env, options.threshold)
     status = 0 if options.report_only else _run(flags)
+    if status and not any(options.folder.glob("*.json")):
+        print("stopped before a run was finished")
+        return status
     print(write_report(options.folder, thresholds))
     print(f"folder       {options.folder}\nTensorBoard  tensorboard --logdir {options.folder / 'tensorboard'}")
     if status:
