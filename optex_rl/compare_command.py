@@ -36,26 +36,14 @@ def add_compare_command(commands: Any, common: argparse.ArgumentParser) -> None:
     command.add_argument("--methods", nargs="+", metavar="METHOD", help=METHODS_HELP)
     command.add_argument("--seeds", type=int, default=10, help="final runs of each method and task (default: 10)")
     command.add_argument("--tuning-seeds", type=int, default=3, help="tuning runs of each setting (default: 3)")
-    command.add_argument(
-        "--learning-rates",
-        type=float,
-        nargs="+",
-        default=[1.0, 2.0, 4.0, 8.0],
-        metavar="FACTOR",
-        help="tuning budget, as factors on the learning rate (default: 1 2 4 8)",
-    )
-    command.add_argument(
-        "--ent-coefs",
-        type=float,
-        nargs="+",
-        default=[],
-        metavar="ENT_COEF",
-        help="tuning budget, each with each learning rate (default: that of the task's settings)",
-    )
+    numbers: dict[str, Any] = {"type": float, "nargs": "+"}
+    text = "tuning budget, as factors on the learning rate (default: 1 2 4 8)"
+    command.add_argument("--learning-rates", **numbers, default=[1.0, 2.0, 4.0, 8.0], metavar="FACTOR", help=text)
+    text = "tuning budget, each with each learning rate (default: that of the task's settings)"
+    command.add_argument("--ent-coefs", **numbers, default=[], metavar="ENT_COEF", help=text)
     command.add_argument("--all-settings", action="store_true", help="final runs with every setting, no tuning runs")
-    command.add_argument(
-        "--threshold", type=float, nargs="+", default=[], help="return to reach, one a task (default: of known tasks)"
-    )
+    text = "return to reach, one a task (default: of known tasks)"
+    command.add_argument("--threshold", **numbers, default=[], help=text)
     command.add_argument("--eval-freq", type=int, default=2, help="iterations between two evaluations (default: 2)")
     command.add_argument("--workers", type=int, default=0, help="runs at once (default: as many as there are cores)")
     command.add_argument("--folder", type=Path, default=Path("comparison"), help="of the runs (default: comparison)")
