@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from .errors import ConfigError
 from .flags import add_config_arguments, given_options
+from .plots import new_figure
 
 # Decided by the comparison itself, or without a meaning in it.
 LEFT_OUT: Final = ("env", "method", "seed", "logdir", "run_name", "checkpoint_freq", "eval_freq", "progress_bar")
@@ -35,26 +36,14 @@ def add_compare_command(commands: Any, common: argparse.ArgumentParser) -> None:
     command.add_argument("--methods", nargs="+", metavar="METHOD", help=METHODS_HELP)
     command.add_argument("--seeds", type=int, default=10, help="final runs of each method and task (default: 10)")
     command.add_argument("--tuning-seeds", type=int, default=3, help="tuning runs of each setting (default: 3)")
-    command.add_argument(
-        "--learning-rates",
-        type=float,
-        nargs="+",
-        default=[1.0, 2.0, 4.0, 8.0],
-        metavar="FACTOR",
-        help="tuning budget, as factors on the learning rate (default: 1 2 4 8)",
-    )
-    command.add_argument(
-        "--ent-coefs",
-        type=float,
-        nargs="+",
-        default=[],
-        metavar="ENT_COEF",
-        help="tuning budget, each with each learning rate (default: that of the task's settings)",
-    )
+    numbers: dict[str, Any] = {"type": float, "nargs": "+"}
+    text = "tuning budget, as factors on the learning rate (default: 1 2 4 8)"
+    command.add_argument("--learning-rates", **numbers, default=[1.0, 2.0, 4.0, 8.0], metavar="FACTOR", help=text)
+    text = "tuning budget, each with each learning rate (default: that of the task's settings)"
+    command.add_argument("--ent-coefs", **numbers, default=[], metavar="ENT_COEF", help=text)
     command.add_argument("--all-settings", action="store_true", help="final runs with every setting, no tuning runs")
-    command.add_argument(
-        "--threshold", type=float, nargs="+", default=[], help="return to reach, one a task (default: of known tasks)"
-    )
+    text = "return to reach, one a task (default: of known tasks)"
+    command.add_argument("--threshold", **numbers, default=[], help=text)
     command.add_argument("--eval-freq", type=int, default=2, help="iterations between two evaluations (default: 2)")
     command.add_argument("--workers", type=int, default=0, help="runs at once (default: as many as there are cores)")
     command.add_argument("--folder", type=Path, default=Path("comparison"), help="of the runs (default: comparison)")
@@ -68,9 +57,13 @@ def run_compare(options: argparse.Namespace) -> int:
     """The command compare; returns the exit status, 128 plus the number of the signal that stopped it."""
     from .race_report import write_report  # SciPy takes a second, which the other commands need not wait for
 
+    new_figure(width=1, height=1)  # where Matplotlib is missing, say so before the runs and not after them
     flags = vars(options)
     thresholds = read_thresholds(options.env, options.threshold)
     status = 0 if options.report_only else _run(flags)
+    if status and not any(options.folder.glob("*.json")):
+        print("stopped before a run was finished")
+        return status
     print(write_report(options.folder, thresholds))
     print(f"folder       {options.folder}\nTensorBoard  tensorboard --logdir {options.folder / 'tensorboard'}")
     if status:

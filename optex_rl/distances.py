@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-CHUNK: Final = 16384  # columns summed in the vectors' own precision before float64 takes over
+CHUNK: Final = 32768  # columns summed in the vectors' own precision before float64 takes over
 
 
 def _column_chunks(start: int, stop: int) -> Iterator[slice]:

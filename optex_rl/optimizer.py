@@ -45,7 +45,7 @@ class OptEx(Optimizer):
         base: name of the base optimizer (see `optex_rl.bases.BASES`) or a ``torch.optim.Optimizer`` class.
         base_kwargs: further arguments for the base.
         parallelism: N, how many parameter sets are evaluated at once.
-        history_size: T0, how many pairs the history keeps; at least 2, best a few times N.
+        history_size: T0, how many pairs the history keeps; more than N, best a few times N.
         kernel: ``"matern52"``, ``"matern32"``, ``"matern12"`` or ``"rbf"``.
         lengthscale: a number (in parameter space), ``"median"`` of the distances, or ``"auto"``: by evidence.
         noise: variance of a gradient in units of the kernel's amplitude, or ``"auto"``: by evidence.

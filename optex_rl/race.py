@@ -55,7 +55,7 @@ class Race:
         progress_bar: whether to show one.
 
     Raises:
-        ConfigError: a number is below what is allowed.
+        ConfigError: a number is below what is allowed, or a task or method is named twice.
     """
 
     folder: Path
@@ -75,6 +75,10 @@ class Race:
         check_at_least("seeds", self.seeds, 1)
         check_at_least("tuning_seeds", self.tuning_seeds, 1)
         check_at_least("workers", self.workers, 0)
+        for name in ("envs", "methods"):
+            given = list(getattr(self, name))
+            if not given or len(set(given)) < len(given):
+                raise ConfigError(f"{name} must be given, each once, got {', '.join(given) or 'none'}")
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise ConfigError(f"learning_rates must be factors above 0, got {list(self.learning_rates)}")
 

@@ -17,6 +17,7 @@ from .config import TrainConfig
 from .envs import make_vec
 from .errors import ConfigError, NumericalError, NumericalWarning, RunFolderError
 from .rl_zoo3 import Sb3Config
+from .runs import LONGEST_NAME
 from .training import Trainer
 
 FIRST_TUNING_SEED: Final = 1_000_000  # final seeds begin at 0, so the two are disjoint
@@ -41,8 +42,15 @@ class Job(NamedTuple):
 
     @classmethod
     def make(cls, method: str, setting: str, config: RunConfig, seed: int) -> Job:
-        """The run of a setting with a seed."""
-        return cls(config.env, method, setting, dataclasses.replace(config, seed=seed))
+        """The run of a setting with a seed.
+
+        Raises:
+            ConfigError: its name is too long for a file.
+        """
+        job = cls(config.env, method, setting, dataclasses.replace(config, seed=seed))
+        if len(job.file_name.encode()) > LONGEST_NAME - len(".tmp"):
+            raise ConfigError(f"the method {method!r} has more options than fit into the name of a file")
+        return job
 
     @property
     def file_name(self) -> str:

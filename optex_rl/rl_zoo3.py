@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Sb3Config:
 
     def options(self) -> dict[str, Any]:
         """What rl_zoo3 says, as in its file."""
-        return dict(_table()[self.env][self.algo])
+        return copy.deepcopy(_table()[self.env][self.algo])  # A2C writes into the policy_kwargs that it is given
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides what the run gives."""

@@ -142,7 +142,7 @@ def memory_of(d: int, T0: int, N: int, selection: str) -> int:
     Meant for a process of its own.
     """
     torch.set_num_threads(1)
-    Quadratic(8, 2, 2, selection).iterate()  # what is loaded at first use
+    Quadratic(8, 3, 2, selection).iterate()  # what is loaded at first use
     before = peak_bytes()
     problem = Quadratic(d, T0, N, selection)
     for _ in range(T0 // N + 4):

@@ -153,11 +153,18 @@ def test_cold_iterations_step_with_the_mean_gradient() -> None:
     assert optimizer.statistics == {"steps": 1.0, "history": 2.0}
 
 
+@pytest.mark.parametrize("history_size", [2, 4])
+def test_a_history_that_copies_of_the_first_iterate_fill_is_refused(history_size: int) -> None:
+    with pytest.raises(ConfigError, match=f"history_size must be more than parallelism = 4.* got {history_size}"):
+        OptEx([Parameter(torch.zeros(1))], parallelism=4, history_size=history_size)
+    OptEx([Parameter(torch.zeros(1))], parallelism=1, history_size=history_size)
+
+
 def test_a_history_that_shrinks_to_one_point_steps_with_the_mean_gradient() -> None:
     theta = Parameter(torch.zeros(1))
-    optimizer = OptEx([theta], lr=1.0, base="sgd", parallelism=2, history_size=2)
-    optimizer._engine.estimator = estimator = GradientEstimator(1, history_size=2)
-    estimator.insert(torch.tensor([[7.0], [8.0]]), torch.ones(2, 1))
+    optimizer = OptEx([theta], lr=1.0, base="sgd", parallelism=2, history_size=3)
+    optimizer._engine.estimator = estimator = GradientEstimator(1, history_size=3)
+    estimator.insert(torch.tensor([[7.0], [0.0], [0.0]]), torch.ones(3, 1))
     optimizer._engine.proposal = proposal_of(torch.zeros(2, 1), torch.zeros(2, 1), estimator)
     optimizer.tell(torch.tensor([[1.0], [3.0]]))
     assert theta.item() == -2.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from optex_rl.comparison import Curve
 from optex_rl.race import Race, best_setting
 from optex_rl.race_entries import gather, read_runs
 from optex_rl.race_methods import METHODS, method_options
+from optex_rl.race_report import make_tables
 from optex_rl.race_runs import FIRST_TUNING_SEED, Job, Run, follow, is_done, run_job
 
 SMALL: dict[str, Any] = {"n_envs": 2, "n_steps": 16, "iterations": 3, "eval_episodes": 2, "eval_freq": 2}
@@ -253,6 +255,28 @@ def test_tensorboard_overlays_the_methods(finished: Path) -> None:
     assert [point.value for point in points] == pytest.approx(means)
 
 
+def test_tables_of_several_tasks(tmp_path: Path) -> None:
+    """The table over all tasks has the methods that ran on all of them, at their chosen settings, normalised."""
+    runs = [run("a", seed, 0, 475, env="CartPole-v1", method="optex") for seed in range(4)]
+    runs += [run("a", seed, -500, -300, env="Acrobot-v1", method="optex") for seed in range(4)]
+    runs += [run("b", seed, -500, -500, env="Acrobot-v1", method="optex") for seed in range(4)]
+    runs += [run("a", 0, -500, -100, env="Acrobot-v1", method="vanilla")]
+    table = make_tables(gather(runs, {}))
+    assert table.index("**CartPole-v1, threshold 475") < table.index("**Acrobot-v1, threshold -100")
+    overall = table[table.index("**All tasks**") :]
+    # CartPole goes all the way, 0 to 1; Acrobot half of it; the mean over the curve is half of the end.
+    assert "| optex | 0.38 (0.38 … 0.38) | 0.75 (0.75 … 0.75) |" in overall
+    assert "vanilla" not in overall
+    assert "| vanilla | a * | 1 | 1.0 | 0 | 1/1 | -300 (– … –) | -100 (– … –) | 100 |" in table
+    assert "| optex | a * | – | – | – | 0/4 | -400 (-400 … -400) | -300 (-300 … -300) | 50 |" in table
+
+
+def test_thresholds_are_given_task_by_task(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied = shutil.copytree(finished, tmp_path / "copy")
+    assert main(["compare", "--report-only", "--folder", str(copied), "--threshold", "1"]) == 0
+    assert "**CartPole-v1, threshold 1, 3 iterations" in capsys.readouterr().out
+
+
 def test_two_workers_give_what_one_gives(finished: Path, tmp_path: Path) -> None:
     assert compare(tmp_path, "--workers", "2") == 0
     assert without_times(tmp_path) == without_times(finished)
@@ -322,6 +346,8 @@ def test_other_options_need_another_folder(finished: Path, capsys: pytest.Captur
         (["--seeds", "0"], "seeds must be a whole number of at least 1, got 0"),
         (["--learning-rates", "0"], "learning_rates must be factors above 0"),
         (["--methods", "magic"], "methods must be among"),
+        (["--methods", "optex", "optex"], "methods must be given, each once, got optex, optex"),
+        (["--methods", "optex:" + ",".join(["stride=2"] * 40)], "more options than fit into the name of a file"),
         (["--env", "NoSuch-v0"], "NoSuch"),
         (["--eval-freq", "0"], "eval_freq must be a whole number of at least 1, got 0"),
         (["--threshold", "1", "2"], "--threshold needs one number for each of the 1 tasks, got 2"),

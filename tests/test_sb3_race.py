@@ -30,8 +30,9 @@ CELLS = [
 @pytest.mark.parametrize(("env", "algo"), CELLS)
 def test_every_setting_makes_a_model(env: str, algo: str) -> None:
     config = Sb3Config(algo=algo, env=env)
+    options, settings = config.options(), config.settings()
     model: Any = make_model(config)
-    options = config.options()
+    assert config.settings() == settings  # the table is not what the algorithm writes its own defaults into
     assert model.n_envs == options["n_envs"]
     for name in ("n_steps", "gamma", "gae_lambda", "ent_coef", "vf_coef", "n_epochs", "batch_size", "use_sde"):
         if name in options:
