@@ -18,6 +18,8 @@ AXES: Final = (
     ("wall_time", "seconds of training"),
     ("env_steps", "environment steps"),
 )
+# Ten colours, then the same ones dashed and dotted: more methods than colours stay apart.
+STYLES: Final = [{"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]} for i in range(30)]
 
 
 def draw_task(entries: Sequence[Entry], output: Path) -> None:
@@ -36,18 +38,18 @@ def draw_task(entries: Sequence[Entry], output: Path) -> None:
     figure = new_figure(width=15, height=4.5)
     panels = figure.subplots(1, len(AXES), sharey=True)
     logarithmic = any(is_sb3(entry.method) for entry in entries)
-    for entry in entries:
+    for number, entry in enumerate(entries):
+        style = STYLES[number % len(STYLES)]
         returns = stack_returns(entry.curves)
         bands = np.stack([interquartile_mean(returns), *stratified_interval([returns], np.random.default_rng(0))])
         for panel, (column, _) in zip(panels, AXES, strict=True):
             x = np.mean([getattr(curve, column) for curve in entry.curves], axis=0)
             if column == "iterations" and is_sb3(entry.method):
-                shown = np.zeros(len(x), np.bool_)  # drawn all the same, so that the colours agree
-            else:
-                shown = x > 0 if logarithmic and column != "iterations" else np.ones(len(x), np.bool_)
+                continue
+            shown = x > 0 if logarithmic and column != "iterations" else np.ones(len(x), np.bool_)
             middle, low, high = bands[:, shown]
-            (line,) = panel.plot(x[shown], middle, label=f"{entry.method}, {entry.setting}")
-            panel.fill_between(x[shown], low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            panel.plot(x[shown], middle, label=f"{entry.method}, {entry.setting}", **style)
+            panel.fill_between(x[shown], low, high, color=style["color"], alpha=0.2, linewidth=0)
     for panel, (column, label) in zip(panels, AXES, strict=True):
         panel.axhline(entries[0].threshold, color="black", linestyle=":", linewidth=1)
         panel.set(xlabel=label, xscale="log" if logarithmic and column != "iterations" else "linear")
@@ -75,9 +77,10 @@ def draw_profiles(methods: Mapping[str, Sequence[Entry]], output: Path) -> None:
     figure = new_figure(width=12, height=4)
     panels: Any = figure.subplots(1, 2, sharey=True)
     taus = np.linspace(0.0, 1.2, 121)
-    for name, entries in methods.items():
+    for number, (name, entries) in enumerate(methods.items()):
+        style = STYLES[number % len(STYLES)]
         for panel, strata in zip(panels, zip(*map(normalized_scores, entries), strict=True), strict=True):
-            panel.plot(taus, performance_profile(strata, taus), label=name)
+            panel.plot(taus, performance_profile(strata, taus), label=name, **style)
     for panel, title in zip(panels, ("mean over the curve", "at the end"), strict=True):
         panel.set(xlabel="normalised return τ", title=title)
         panel.grid(alpha=0.3)
