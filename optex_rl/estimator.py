@@ -205,12 +205,15 @@ class GradientEstimator:
         return torch.stack(squares).sqrt_()
 
     @torch.no_grad()
-    def predict(self, point: Tensor, distances: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Posterior mean of the gradient at ``point [d]`` and its variance.
 
         Args:
             point: ``[d]``.
             distances: what `distances_to` gives for it, if it is known already.
+            out: a row of `new_means` to put the mean into; a new one by default.
 
         Returns:
             The mean ``[d]``, and the variance of each block ``[B]`` in units of the kernel's amplitude: 0 (known) to
@@ -227,11 +230,15 @@ class GradientEstimator:
         distances = self.distances_to(point) if distances is None else distances
         k = KERNELS[self.kernel](distances / self.lengthscale[:, None])  # [B, T]
         weights = torch.cholesky_solve(k[:, :, None], self._factor)[:, :, 0]
-        mean = torch.empty_like(self._points[0])
+        mean = self.new_means(1)[0] if out is None else out
         gradients = self._gradients[: self._count]
         for (start, stop), w in zip(self.blocks, weights.to(mean.dtype).to(mean.device), strict=True):
             torch.mv(gradients[:, start:stop].T, w, out=mean[start:stop])
         return mean, (1.0 - (k * weights).sum(1)).clamp_min(0.0)
+
+    def new_means(self, n: int) -> Tensor:
+        """Room for ``n`` posterior means, ``[n, d]``."""
+        return self._gradients.new_empty(n, self.dim)
 
     def reset(self) -> None:
         """Forget the history."""
