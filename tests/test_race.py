@@ -72,7 +72,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_make_a_configuration(method: str, tmp_path: Path) -> None:
     settings = budget(race(tmp_path), "CartPole-v1", method)
-    assert [config.learning_rate for config in settings.values()] == [0.003, 0.006, 0.012, 0.024]
+    tuned = TrainConfig.recommended("CartPole-v1", METHODS[method].get("algo", "a2c")).learning_rate
+    assert [config.learning_rate for config in settings.values()] == [factor * tuned for factor in (1, 2, 4, 8)]
     for config in settings.values():
         assert {name: getattr(config, name) for name in METHODS[method]} == METHODS[method]
         assert {name: getattr(config, name) for name in SMALL} == SMALL

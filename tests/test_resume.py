@@ -454,6 +454,7 @@ def test_log_directories_that_cannot_be(tmp_path: Path, monkeypatch: pytest.Monk
         train(TrainConfig(logdir=logdir, progress_bar=False))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer dies of it
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A limit on the size of files stands for it: writes beyond it fail as they do on a full disk."""
     import resource
