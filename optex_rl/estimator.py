@@ -39,7 +39,8 @@ class GradientEstimator:
         dim: number of parameters ``d``.
         history_size: pairs kept, ``T0``; at least 2.
         kernel: ``"matern52"``, ``"matern32"``, ``"matern12"`` or ``"rbf"``.
-        lengthscale: a positive number (in parameter space), ``"median"`` of the distances, or ``"auto"`` by evidence.
+        lengthscale: a positive number (in parameter space), ``"median"`` of the distances, or ``"auto"`` by evidence;
+            the latter two are infinite while only one distinct point is known: the gradient is taken for constant.
         noise: variance σ² of a gradient in units of the kernel's amplitude, not negative; or ``"auto"`` by evidence.
         block_sizes: sizes of consecutive blocks of parameters with one posterior each; one block by default.
         dtype: precision of the history; ``float32`` or ``float64``.
@@ -99,11 +100,6 @@ class GradientEstimator:
     def dim(self) -> int:
         """Number of parameters ``d``."""
         return self._points.shape[1]
-
-    @property
-    def ready(self) -> bool:
-        """Whether the history holds at least two distinct points: with fewer there is nothing to fit."""
-        return bool((self._distances > 0).any())
 
     @torch.no_grad()
     def insert(self, points: Tensor, gradients: Tensor, distances: Tensor | None = None) -> Tensor:
@@ -175,6 +171,9 @@ class GradientEstimator:
             lengthscale, noise = self._choose(distances, gram)
             self.lengthscale[b], self.noise[b] = lengthscale, noise
             matrix = KERNELS[self.kernel](distances / lengthscale)
+            if not distances.any():
+                # Copies of one point: K = 11ᵀ acts on k(θ), a multiple of 1, as T·I does, which never is singular.
+                matrix = T * torch.eye(T, dtype=torch.float64)
             matrix.diagonal().add_(noise)
             factors.append(safe_cholesky(matrix))
         self._factor = torch.stack(factors)
@@ -182,8 +181,8 @@ class GradientEstimator:
     def _choose(self, distances: Tensor, gram: Tensor) -> tuple[float, float]:
         """Length scale and noise for one block: those given, the median of distances, or the best by evidence."""
         lengthscale, noise = self._fixed_lengthscale, self._fixed_noise
-        # A block that never moved has only zero distances: any length scale gives the mean of its gradients.
-        median = median_distance(distances) or 1.0
+        # One distinct point says nothing of how the gradient changes: it is taken for constant.
+        median = median_distance(distances) or math.inf
         if lengthscale == "auto":
             lengthscales = LENGTHSCALE_GRID * median
         else:

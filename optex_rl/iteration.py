@@ -157,7 +157,7 @@ def check_evaluations(
 
 def predict_here(points: Tensor, estimator: GradientEstimator | None) -> Proposal:
     """Proposal of given points ``[N, d]``, with the posterior at each of them if there is one."""
-    if estimator is None or not estimator.ready:
+    if estimator is None or len(estimator) == 0:
         nothing = torch.empty(0, 1, dtype=torch.float64)
         return Proposal(points, points.new_empty(0, points.shape[1]), nothing, nothing[:, :, None])
     distances = [estimator.distances_to(point) for point in points]
@@ -173,7 +173,7 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
     the base carried along (Algorithm 1, lines 3–5, where ``stride`` is 1). ``base`` is left as it was.
     """
     N, stride = options.parallelism, options.stride
-    if N == 1 or estimator is None or not estimator.ready:
+    if N == 1 or estimator is None or len(estimator) == 0:
         return predict_here(base.point().repeat(N, 1), None)
     oracle = posterior_mean(estimator)
     variances, distances = [], []
@@ -197,11 +197,6 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
 def posterior_mean(estimator: GradientEstimator) -> Oracle:
     """θ ``[d]`` → the estimated gradient there, ``[d]``."""
     return lambda point: estimator.predict(point)[0]
-
-
-def unpredicted_step(walker: Walker, gradient: Tensor) -> None:
-    """One base step with ``gradient [d]``, which stands for the gradient nearby too: nothing better is known."""
-    walker.step(gradient, lambda _: gradient)
 
 
 def follow(walker: Walker, estimator: GradientEstimator, steps: int, distances: Tensor | None = None) -> None:
@@ -254,13 +249,14 @@ def select(
         distances: of the iterate to the history, ``[B, T]``, if they are known.
         maximize: whether the base ascends.
     """
-    if proposal.cold or not estimator.ready:
-        unpredicted_step(walker, told.gradients.mean(0))
-        return 1
     if options.selection == "refine":
         steps = options.parallelism * options.stride
         follow(walker, estimator, steps, distances)
         return steps
+    if proposal.cold:
+        gradient = told.gradients.mean(0)
+        walker.step(gradient, lambda _: gradient)  # it stands for the gradient nearby, too: nothing better is known
+        return 1
     oracle = posterior_mean(estimator)
     best = chosen_point(options.selection, told.gradients, told.losses, maximize)
     chosen = told.rows[best]

@@ -5,6 +5,7 @@ Axes: ``N`` points, ``d`` parameters, ``B`` blocks.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -56,5 +57,6 @@ def iteration_statistics(
     }
     for key, blocks in values.items():
         tags = [key] if len(blocks) == 1 else [f"{key}/{name}" for name in names]
-        statistics |= dict(zip(tags, blocks, strict=True))
+        # A length scale is infinite where only one point is known: a figure that plots and JSON cannot hold.
+        statistics |= {tag: value for tag, value in zip(tags, blocks, strict=True) if value != math.inf}
     return statistics

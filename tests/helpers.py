@@ -96,7 +96,6 @@ class ExactEstimator:
         self.problem = problem
         self.lengthscale = torch.ones(1, dtype=torch.float64)
         self.noise = torch.zeros(1, dtype=torch.float64)
-        self.ready = True
         self.inserted = 0
 
     def __len__(self) -> int:
@@ -110,18 +109,25 @@ class ExactEstimator:
     def distances_to(self, point: Tensor) -> Tensor:
         return torch.zeros(1, 0, dtype=torch.float64)
 
-    def predict(self, point: Tensor, distances: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.problem.at(point).gradient(), torch.zeros(1, dtype=torch.float64)
+    def predict(
+        self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        mean = self.new_means(1)[0] if out is None else out
+        return mean.copy_(self.problem.at(point).gradient()), torch.zeros(1, dtype=torch.float64)
+
+    def new_means(self, n: int) -> Tensor:
+        return self.problem.point().new_empty(n, len(self.problem.point()))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         assert (device, dtype) == (torch.device("cpu"), torch.float32)
 
 
 class Case(NamedTuple):
-    """A base optimizer with its arguments."""
+    """A base optimizer with its arguments, and a rate at which N steps along one gradient do not run away."""
 
     cls: type[Optimizer]
     kwargs: dict[str, Any]
+    lr: float = 0.01
 
     @property
     def matrices(self) -> bool:
@@ -132,10 +138,10 @@ class Case(NamedTuple):
         return Problem(matrices=self.matrices)
 
     def base(self, problem: Problem) -> Optimizer:
-        return self.cls(problem.groups(lr=0.01), **self.kwargs)
+        return self.cls(problem.groups(lr=self.lr), **self.kwargs)
 
     def optex(self, problem: Problem, **options: Any) -> OptEx:
-        return OptEx(problem.groups(lr=0.01), base=self.cls, base_kwargs=self.kwargs, **options)
+        return OptEx(problem.groups(lr=self.lr), base=self.cls, base_kwargs=self.kwargs, **options)
 
 
 def _dense_first_order(cls: Any) -> bool:
@@ -148,8 +154,8 @@ def _dense_first_order(cls: Any) -> bool:
 CASES: dict[str, Case] = {
     name: Case(cls, {}) for name, cls in sorted(vars(torch.optim).items()) if _dense_first_order(cls)
 } | {
-    "SGD momentum": Case(torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.01}),
-    "SGD Nesterov": Case(torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    "SGD momentum": Case(torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.01}, lr=0.002),
+    "SGD Nesterov": Case(torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, lr=0.002),
     "Adam maximize": Case(torch.optim.Adam, {"maximize": True}),
     "Adam amsgrad": Case(torch.optim.Adam, {"amsgrad": True, "weight_decay": 0.01}),
     "Adam foreach": Case(torch.optim.Adam, {"foreach": True}),

@@ -283,22 +283,73 @@ def test_a_block_that_never_moved_has_the_mean_of_its_gradients() -> None:
     assert float(mean[0]) == pytest.approx(float(gradients[:, 0].mean()), rel=1e-5)
 
 
-def test_ready_with_two_distinct_points() -> None:
-    estimator = GradientEstimator(2)
-    point, gradient = torch.ones(1, 2), torch.ones(1, 2)
-    assert not estimator.ready
-    estimator.insert(point.repeat(5, 1), gradient.repeat(5, 1))
-    assert not estimator.ready
-    estimator.insert(point + 1.0, gradient)
-    assert estimator.ready
+@every_kernel
+@pytest.mark.parametrize("lengthscale", ["auto", "median"])
+@pytest.mark.parametrize("noise", ["auto", 0.0, 2.0])
+def test_one_distinct_point_stands_for_all(kernel: str, lengthscale: str, noise: float | str) -> None:
+    """n noisy gradients at one point: their sum over n + σ² however far away, known to σ² / (n + σ²)."""
+    point, gradients = normal(1, 3), normal(4, 3, seed=1)
+    estimator = estimator_of(point.repeat(4, 1), gradients, kernel=kernel, lengthscale=lengthscale, noise=noise)
+    for distance in (0.0, 1.0, 1e6):
+        mean, variance = estimator.predict(point[0] + distance)
+        chosen = float(estimator.noise)
+        assert chosen in NOISE_GRID if noise == "auto" else chosen == noise
+        torch.testing.assert_close(mean, gradients.sum(0) / (4 + chosen), rtol=1e-12, atol=0.0)
+        assert float(variance) == pytest.approx(chosen / (4 + chosen), abs=1e-12)
+    assert float(estimator.lengthscale) == math.inf
 
 
-def test_not_ready_once_the_ring_holds_one_point_again() -> None:
-    estimator = GradientEstimator(2, history_size=3)
-    estimator.insert(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.ones(2, 2))
-    assert estimator.ready
-    estimator.insert(torch.ones(2, 2), torch.ones(2, 2))
-    assert not estimator.ready
+@every_kernel
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_one_distinct_point_fades_with_a_length_scale_that_is_given(kernel: str, noise: float) -> None:
+    gradients = normal(4, 1, seed=1)
+    estimator = estimator_of(torch.zeros(4, 1).double(), gradients, kernel=kernel, lengthscale=0.5, noise=noise)
+    for distance in (0.0, 0.3, 1.0, 50.0):
+        k = float(NUMPY_KERNELS[kernel](np.asarray(distance / 0.5)))
+        mean, variance = estimator.predict(torch.tensor([distance], dtype=torch.float64))
+        torch.testing.assert_close(mean, k * gradients.sum(0) / (4 + noise), rtol=1e-12, atol=0.0)
+        assert float(variance) == pytest.approx(1 - k * k * 4 / (4 + noise), abs=1e-12)
+
+
+@pytest.mark.parametrize(("gradients", "kept"), [((3.0, 3.0, 3.0), 1.0), ((3.0, -3.0, 3.0), 0.5)])
+def test_noise_at_one_point_is_that_of_its_gradients(gradients: tuple[float, ...], kept: float) -> None:
+    """By evidence: gradients that agree are believed, those that contradict each other shrink to less than half."""
+    column = torch.tensor(gradients).double()[:, None]
+    mean, _ = estimator_of(torch.zeros_like(column), column).predict(torch.ones(1).double())
+    assert (float(mean / column.mean()) > 1.0 - 1e-5) == (kept == 1.0)
+    assert 0.0 < float(mean / column.mean()) <= kept
+
+
+@pytest.mark.parametrize("lengthscale", ["auto", "median"])
+def test_the_length_scale_is_finite_while_the_ring_holds_two_distinct_points(lengthscale: str) -> None:
+    estimator = GradientEstimator(2, history_size=3, lengthscale=lengthscale)
+
+    def after(*values: float) -> float:
+        points = torch.tensor(values)[:, None].repeat(1, 2)
+        estimator.insert(points, torch.ones_like(points))
+        estimator.fit()
+        return float(estimator.lengthscale)
+
+    assert after(0.0) == after(0.0) == math.inf
+    assert 0.0 < after(1.0) < math.inf
+    assert 0.0 < after(1.0) < math.inf
+    assert after(1.0) == math.inf
+    assert 0.0 < after(0.5) < math.inf
+
+
+@pytest.mark.parametrize("noise", ["auto", 0.0, 0.1])
+def test_one_block_may_stay_where_another_moves(noise: float | str) -> None:
+    points, gradients = normal(5, 3), 1.0 + 0.1 * normal(5, 3, seed=1)
+    points[:, 0] = 2.0
+    estimator = estimator_of(points, gradients, block_sizes=[1, 2], noise=noise)
+    near, far = (estimator.predict(points[0] + distance) for distance in (0.0, 1e6))
+    stays, moves = estimator.lengthscale.tolist()
+    assert stays == math.inf
+    assert 0.0 < moves < math.inf
+    expected = gradients[:, 0].sum() / (5 + estimator.noise[0])
+    torch.testing.assert_close(torch.stack([near[0][0], far[0][0]]), expected.repeat(2), rtol=1e-12, atol=0.0)
+    assert far[0][1:].tolist() == pytest.approx([0.0, 0.0], abs=1e-12)
+    assert far[1][1] == 1.0
 
 
 def test_median_length_scale() -> None:
@@ -354,7 +405,6 @@ def test_reset_forgets_everything() -> None:
     estimator.predict(normal(3))
     estimator.reset()
     assert len(estimator) == 0
-    assert not estimator.ready
     points, gradients, query = normal(4, 3, seed=2), normal(4, 3, seed=3), normal(3, seed=4)
     fresh = GradientEstimator(3, history_size=6, dtype=torch.float64)
     for each in (estimator, fresh):
@@ -382,7 +432,6 @@ def test_a_saved_history_goes_on_bit_for_bit(inserted: int, block_sizes: list[in
     other = reloaded(estimator, **options)
     for start in range(inserted, 30, 3):
         assert same(estimator.state_dict(), other.state_dict())
-        assert estimator.ready == other.ready
         for each in (estimator, other):
             each.insert(points[start : start + 3], gradients[start : start + 3])
         assert same(estimator.predict(points[0]), other.predict(points[0]))
