@@ -23,6 +23,7 @@ from .iteration import (
     predict_here,
     propose,
     select,
+    unpredicted_step,
 )
 from .options import OptExOptions
 from .predictors import PREDICTORS
@@ -150,9 +151,12 @@ class Engine:
         told = Evaluations([0], gradients, None)
         estimator, distances = self._insert(here, told)
         cosines = self._cosines(here, told)
-        steps = self.options.parallelism * self.options.stride
+        steps = self.options.parallelism * self.options.stride if estimator.ready else 1
         with self.base.walk() as walker:
-            follow(walker, estimator, steps, distances[0])
+            if estimator.ready:
+                follow(walker, estimator, steps, distances[0])
+            else:
+                unpredicted_step(walker, gradients[0])
         self._record(here, told, steps, cosines)
 
     def _current_estimator(self) -> GradientEstimator | None:

@@ -101,6 +101,11 @@ class GradientEstimator:
         """Number of parameters ``d``."""
         return self._points.shape[1]
 
+    @property
+    def ready(self) -> bool:
+        """Whether the history holds at least two distinct points: one says nothing of how the gradient changes."""
+        return bool((self._distances > 0).any())
+
     @torch.no_grad()
     def insert(self, points: Tensor, gradients: Tensor, distances: Tensor | None = None) -> Tensor:
         """Add pairs to the history; beyond ``history_size`` the oldest go first.

@@ -165,6 +165,14 @@ def predict_here(points: Tensor, estimator: GradientEstimator | None) -> Proposa
     return Proposal(points, torch.stack(means), torch.stack(variances), torch.stack(distances))
 
 
+def can_look_ahead(estimator: GradientEstimator, options: OptExOptions) -> bool:
+    """Whether there is enough to predict points from: two distinct points, or for ``"refine"`` one.
+
+    One point says nothing of how the gradient changes; along it one may look, as ``"refine"`` does, but not go.
+    """
+    return estimator.ready or (options.selection == "refine" and len(estimator) > 0)
+
+
 @torch.no_grad()
 def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExOptions) -> Proposal:
     """The points of the next evaluation: base steps with posterior means, taken back afterwards.
@@ -173,7 +181,7 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
     the base carried along (Algorithm 1, lines 3–5, where ``stride`` is 1). ``base`` is left as it was.
     """
     N, stride = options.parallelism, options.stride
-    if N == 1 or estimator is None or len(estimator) == 0:
+    if N == 1 or estimator is None or not can_look_ahead(estimator, options):
         return predict_here(base.point().repeat(N, 1), None)
     oracle = posterior_mean(estimator)
     variances, distances = [], []
@@ -197,6 +205,11 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
 def posterior_mean(estimator: GradientEstimator) -> Oracle:
     """θ ``[d]`` → the estimated gradient there, ``[d]``."""
     return lambda point: estimator.predict(point)[0]
+
+
+def unpredicted_step(walker: Walker, gradient: Tensor) -> None:
+    """One base step with ``gradient [d]``, which stands for the gradient nearby too: nothing better is known."""
+    walker.step(gradient, lambda _: gradient)
 
 
 def follow(walker: Walker, estimator: GradientEstimator, steps: int, distances: Tensor | None = None) -> None:
@@ -249,14 +262,13 @@ def select(
         distances: of the iterate to the history, ``[B, T]``, if they are known.
         maximize: whether the base ascends.
     """
+    if proposal.cold or not estimator.ready:
+        unpredicted_step(walker, told.gradients.mean(0))
+        return 1
     if options.selection == "refine":
         steps = options.parallelism * options.stride
         follow(walker, estimator, steps, distances)
         return steps
-    if proposal.cold:
-        gradient = told.gradients.mean(0)
-        walker.step(gradient, lambda _: gradient)  # it stands for the gradient nearby, too: nothing better is known
-        return 1
     oracle = posterior_mean(estimator)
     best = chosen_point(options.selection, told.gradients, told.losses, maximize)
     chosen = told.rows[best]

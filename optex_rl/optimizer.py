@@ -30,9 +30,9 @@ class OptEx(Optimizer):
     2. the caller computes the gradient at each of them, wherever it likes;
     3. ``optimizer.tell(gradients)``: the parameters move to the next iterate.
 
-    ``step(closure)`` does all three, one point after the other. In the first iteration nothing can be predicted yet:
-    all N points are the iterate. While one point is known, the gradient is taken for constant, or for what the kernel
-    makes of it if the length scale is given.
+    ``step(closure)`` does all three, one point after the other. In the first iteration nothing can be predicted: all N
+    points are the iterate, and the mean gradient makes one base step. In the second one ``"refine"`` looks ahead as if
+    the gradient were constant; the other selections, which would go where they look, wait for a second point.
 
     With ``parallelism=1`` OptEx *is* its base, bit for bit. Learning-rate schedulers, ``add_param_group``, state
     dictionaries, hooks, pickling and deepcopy work as for any `torch.optim` optimizer; the parameter groups and the
@@ -46,15 +46,14 @@ class OptEx(Optimizer):
         base: name of the base optimizer (see `optex_rl.bases.BASES`) or a ``torch.optim.Optimizer`` class.
         base_kwargs: further arguments for the base.
         parallelism: N, how many parameter sets are evaluated at once.
-        history_size: T0, how many pairs the history keeps; at least 2, best a few times N.
+        history_size: T0, how many pairs the history keeps; more than N, best a few times N.
         kernel: ``"matern52"``, ``"matern32"``, ``"matern12"`` or ``"rbf"``.
         lengthscale: a number (in parameter space), ``"median"`` of the distances, or ``"auto"``: by evidence.
         noise: variance of a gradient in units of the kernel's amplitude, or ``"auto"``: by evidence.
         selection: how the next iterate is made. ``"last"`` (the paper's choice): a base step from the last point with
             its true gradient; ``"loss"``, ``"grad_norm"``: the same from the point with the least loss or gradient
             norm; ``"refine"`` (ours): with the N new pairs in the history, N·stride base steps from the old iterate
-            with the new posterior means, which use all N gradients and average their noise. The first three make the
-            first step, for which there is no prediction, with the mean gradient.
+            with the new posterior means, which use all N gradients and average their noise.
         stride: base steps from one point to the next.
         blocks: ``"joint"``: one posterior for all parameters; ``"groups"``: one for each parameter group.
         predictor: ``"posterior"``, or ``"mean"`` or ``"last"`` of the gradients known, to measure the posterior by.

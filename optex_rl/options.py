@@ -55,6 +55,12 @@ class OptExOptions:
         check_choice("predictor", self.predictor, tuple(PREDICTORS))
         check_choice("without_closure", self.without_closure, READINGS)
         validate_estimator_options(self.history_size, self.kernel, self.lengthscale, self.noise)
+        if 1 < self.parallelism and self.history_size <= self.parallelism:
+            # The copies of the first iterate would fill the history: no two distinct points, no estimate, ever.
+            raise ConfigError(
+                f"history_size must be more than parallelism = {self.parallelism}, best a few times as much, "
+                f"got {self.history_size}"
+            )
         if self.without_closure == "emulate" and self.selection == "loss":
             raise ConfigError("selection 'loss' needs losses, which without_closure 'emulate' never sees")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:

@@ -96,6 +96,7 @@ class ExactEstimator:
         self.problem = problem
         self.lengthscale = torch.ones(1, dtype=torch.float64)
         self.noise = torch.zeros(1, dtype=torch.float64)
+        self.ready = True
         self.inserted = 0
 
     def __len__(self) -> int:
@@ -123,11 +124,10 @@ class ExactEstimator:
 
 
 class Case(NamedTuple):
-    """A base optimizer with its arguments, and a rate at which N steps along one gradient do not run away."""
+    """A base optimizer with its arguments."""
 
     cls: type[Optimizer]
     kwargs: dict[str, Any]
-    lr: float = 0.01
 
     @property
     def matrices(self) -> bool:
@@ -138,10 +138,10 @@ class Case(NamedTuple):
         return Problem(matrices=self.matrices)
 
     def base(self, problem: Problem) -> Optimizer:
-        return self.cls(problem.groups(lr=self.lr), **self.kwargs)
+        return self.cls(problem.groups(lr=0.01), **self.kwargs)
 
     def optex(self, problem: Problem, **options: Any) -> OptEx:
-        return OptEx(problem.groups(lr=self.lr), base=self.cls, base_kwargs=self.kwargs, **options)
+        return OptEx(problem.groups(lr=0.01), base=self.cls, base_kwargs=self.kwargs, **options)
 
 
 def _dense_first_order(cls: Any) -> bool:
@@ -154,8 +154,8 @@ def _dense_first_order(cls: Any) -> bool:
 CASES: dict[str, Case] = {
     name: Case(cls, {}) for name, cls in sorted(vars(torch.optim).items()) if _dense_first_order(cls)
 } | {
-    "SGD momentum": Case(torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.01}, lr=0.002),
-    "SGD Nesterov": Case(torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, lr=0.002),
+    "SGD momentum": Case(torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.01}),
+    "SGD Nesterov": Case(torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
     "Adam maximize": Case(torch.optim.Adam, {"maximize": True}),
     "Adam amsgrad": Case(torch.optim.Adam, {"amsgrad": True, "weight_decay": 0.01}),
     "Adam foreach": Case(torch.optim.Adam, {"foreach": True}),

@@ -193,16 +193,14 @@ def test_one_point_is_bare_sam(inner: type[Optimizer], max_grad_norm: float | No
 def test_an_exact_estimate_makes_true_steps_of_sam(selection: str) -> None:
     ours, plain = Problem(), Problem()
     optimizer = OptEx(ours.groups(0.01), base="sam", parallelism=4, selection=selection)
+    # The first iteration knows no other gradient than that of the iterate, which makes the step of the inner base.
+    optimizer.step(closure_of(ours, optimizer))
+    inner = torch.optim.Adam(plain.groups(0.01))
+    advance(plain, inner, 1)
     optimizer._engine.estimator = ExactEstimator(ours.copy())  # type: ignore[assignment]
     bare = pytorch_optimizer.SAM(plain.groups(0.01), torch.optim.Adam)
-    optimizer.step(closure_of(ours, optimizer))
-    if selection == "refine":
-        bare_sam(plain, bare, 4)
-    else:  # knows no other gradient than that of the iterate, which makes the step of the inner base
-        inner = torch.optim.Adam(plain.groups(0.01))
-        advance(plain, inner, 1)
-        bare.base_optimizer.state.update(inner.state)
     assert torch.equal(ours.point(), plain.point())
+    bare.base_optimizer.state.update(inner.state)
     for _ in range(3):
         optimizer.step(closure_of(ours, optimizer))
         bare_sam(plain, bare, 4)

@@ -89,11 +89,11 @@ def test_schedulers_move_the_rate_of_the_base(case: Case, N: int) -> None:
     scheduler = ExponentialLR(optimizer, 0.5)
     advance(problem, optimizer, 1)
     scheduler.step()
-    assert [group["lr"] for group in optimizer.base.param_groups] == [0.5 * case.lr, case.lr]
+    assert [group["lr"] for group in optimizer.base.param_groups] == [0.005, 0.01]
     optimizer.load_state_dict(optimizer.state_dict())
     advance(problem, optimizer, 1)
     scheduler.step()
-    assert [group["lr"] for group in optimizer.base.param_groups] == [0.25 * case.lr, 0.5 * case.lr]
+    assert [group["lr"] for group in optimizer.base.param_groups] == [0.0025, 0.005]
 
 
 @every_parallelism
@@ -232,7 +232,7 @@ def test_deepcopy_and_pickle_with_a_scheduler_attached(case: Case, N: int) -> No
     scheduler.step()
     copies = deepcopy((problem, optimizer)), pickle.loads(pickle.dumps((problem, optimizer)))
     for other, copy in copies:
-        assert copy.param_groups[1]["lr"] == pytest.approx(1.8 * case.lr)
+        assert copy.param_groups[1]["lr"] == pytest.approx(0.018)
         assert_go_on_alike(deepcopy((problem, optimizer)), (other, copy))
         ExponentialLR(copy, 0.9)  # and a scheduler can be attached again
 

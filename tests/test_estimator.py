@@ -352,6 +352,24 @@ def test_one_block_may_stay_where_another_moves(noise: float | str) -> None:
     assert far[1][1] == 1.0
 
 
+def test_ready_with_two_distinct_points() -> None:
+    estimator = GradientEstimator(2)
+    point, gradient = torch.ones(1, 2), torch.ones(1, 2)
+    assert not estimator.ready
+    estimator.insert(point.repeat(5, 1), gradient.repeat(5, 1))
+    assert not estimator.ready
+    estimator.insert(point + 1.0, gradient)
+    assert estimator.ready
+
+
+def test_not_ready_once_the_ring_holds_one_point_again() -> None:
+    estimator = GradientEstimator(2, history_size=3)
+    estimator.insert(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.ones(2, 2))
+    assert estimator.ready
+    estimator.insert(torch.ones(2, 2), torch.ones(2, 2))
+    assert not estimator.ready
+
+
 def test_median_length_scale() -> None:
     points = torch.tensor([[0.0], [1.0], [3.0]]).double()  # distances 1, 2, 3
     estimator = estimator_of(points, points, lengthscale="median", noise=0.25)

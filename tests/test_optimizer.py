@@ -44,16 +44,16 @@ def warm(**options: Any) -> tuple[Problem, OptEx]:
 
 
 def test_an_iteration_worked_by_hand() -> None:
-    # f(θ) = θ²/2, gradient θ; SGD at rate 1/2 halves θ; N = 2; RBF with ℓ = 1, σ² = 1; selection "last". Two equal
-    # pairs with noise 1 are one pair with noise 1/2.
-    #   1. No history: both points 2, mean gradient 2, next iterate 2 − 2/2 = 1.
-    #   2. One distinct point, 2, twice. At 1: k = e^−.5 = .606531, weight .606531 / 1.5 = .404354 for gradient 2,
-    #      mean .808708, proxy 1 − .404354 = .595646; its true gradient is .595646, next iterate .297823.
-    #   3. History 2, 2, 1, .595646; exponents of k are −(θ − θ')²/2. At .297823: k = (.234875, .781511, .956620) and
-    #                [ 1.5      .606531  .373027 ]   Cramer's rule: determinant 4.129179; with k as its first, second,
-    #      K + σ²I = [  .606531 2        .921501 ]   third column −.118346, .925753, 1.570559. Weights −.028661 for
-    #                [  .373027  .921501 2       ]   gradient 2, .224198 for 1, .380356 for .595646.
-    #      Mean −.057322 + .224198 + .226558 = .393434, proxy .297823 − .196717 = .101106, next iterate .050553.
+    # f(θ) = θ²/2, gradient θ; SGD at rate 1/2 halves θ; N = 2; RBF with ℓ = 1, σ² = 1; selection "last".
+    #   1. no history: both points 2, mean gradient 2, next iterate 2 − 2/2 = 1
+    #   2. one distinct point in the history: both points 1, mean gradient 1, next iterate 1/2
+    #   3. History 2, 2, 1, 1. Two equal pairs with noise 1 are one pair with noise 1/2: between 2 and 1
+    #      K + σ²I = [[1.5, e^−.5], [e^−.5, 1.5]] with e^−.5 = .606531 and determinant 2.25 − .367879 = 1.882121.
+    #      At 1/2: k = (e^−1.125, e^−.125) = (.324652, .882497). Weights
+    #        (1.5 · .324652 − .606531 · .882497) / 1.882121 = −.025653 for gradient 2,
+    #        (1.5 · .882497 − .606531 · .324652) / 1.882121 =  .598704 for gradient 1.
+    #      Mean −.051307 + .598704 = .547398, proxy 1/2 − .547398 / 2 = .226301; its true gradient is .226301,
+    #      next iterate .226301 − .113151 = .113151.
     theta = Parameter(torch.tensor([2.0], dtype=torch.float64))
     optimizer = OptEx(
         [theta], lr=0.5, base="sgd", parallelism=2, kernel="rbf", lengthscale=1.0, noise=1.0, selection="last"
@@ -63,10 +63,9 @@ def test_an_iteration_worked_by_hand() -> None:
         points.append(optimizer.ask())
         optimizer.tell(points[-1])
         iterates.append(theta.item())
-    assert torch.equal(points[0].squeeze(), torch.tensor([2.0, 2.0]).double())
-    assert points[1].squeeze().tolist() == pytest.approx([1.0, 0.595646], abs=1e-6)
-    assert points[2].squeeze().tolist() == pytest.approx([0.297823, 0.101106], abs=1e-6)
-    assert iterates == pytest.approx([1.0, 0.297823, 0.050553], abs=1e-6)
+    assert torch.equal(torch.stack(points[:2]).squeeze(), torch.tensor([[2.0, 2.0], [1.0, 1.0]]).double())
+    assert points[2].squeeze().tolist() == pytest.approx([0.5, 0.226301], abs=1e-6)
+    assert iterates == pytest.approx([1.0, 0.5, 0.113151], abs=1e-6)
     assert optimizer._engine.estimator is not None
     predicted = optimizer.statistics
     assert predicted["cosine"] == pytest.approx(1.0)
@@ -74,27 +73,8 @@ def test_an_iteration_worked_by_hand() -> None:
     assert (predicted["lengthscale"], predicted["noise"]) == (1.0, 1.0)
 
 
-def test_the_first_iteration_of_refine_worked_by_hand() -> None:
-    # As above, but "refine": both points 2, then two base steps, each with k(θ) / 1.5 times gradient 2, as above:
-    #   at 2: weight 1 / 1.5 = .666667, next 2 − .666667 = 1.333333;
-    #   there: k = e^−.222222 = .800737, weight .533825, next iterate .799508.
-    # With a length scale by evidence the gradients agree, so noise is the least of the grid, 1e-6, and k is 1
-    # everywhere: next iterate 2 − 2 · 1/2 · 2 · 2 / (2 + 1e-6) = 1e-6.
-    for options, expected in (({"lengthscale": 1.0, "noise": 1.0}, 0.799508), ({}, 1e-6)):
-        theta = Parameter(torch.tensor([2.0], dtype=torch.float64))
-        optimizer = OptEx([theta], lr=0.5, base="sgd", parallelism=2, kernel="rbf", **options)  # type: ignore[arg-type]
-        optimizer.tell(optimizer.ask())
-        assert theta.item() == pytest.approx(expected, abs=1e-6, rel=1e-5)
-        assert optimizer.statistics == {"steps": 2.0, "history": 2.0}
-
-
-def test_the_posterior_of_two_equal_pairs_twice_worked_by_hand() -> None:
-    # Two equal pairs with noise 1 are one pair with noise 1/2. Between 2 and 1
-    #   K + σ²I = [[1.5, e^−.5], [e^−.5, 1.5]] with e^−.5 = .606531 and determinant 2.25 − .367879 = 1.882121.
-    # At 1/2: k = (e^−1.125, e^−.125) = (.324652, .882497). Weights
-    #   (1.5 · .324652 − .606531 · .882497) / 1.882121 = −.025653 for gradient 2,
-    #   (1.5 · .882497 − .606531 · .324652) / 1.882121 =  .598704 for gradient 1.
-    # Mean −.051307 + .598704 = .547398, variance 1 + .025653 · .324652 − .598704 · .882497 = .479974.
+def test_the_variance_at_the_iterate_worked_by_hand() -> None:
+    # The history of the case above, asked at its iterate 1/2: 1 + .025653 · .324652 − .598704 · .882497 = .479974.
     estimator = GradientEstimator(1, kernel="rbf", lengthscale=1.0, noise=1.0, dtype=torch.float64)
     history = torch.tensor([[2.0], [2.0], [1.0], [1.0]]).double()
     estimator.insert(history, history)
@@ -165,50 +145,36 @@ def test_losses_in_float64_are_compared_in_float64() -> None:
     assert theta.item() == 0.0  # from the second point, 1, one step of 1
 
 
-@pytest.mark.parametrize("selection", ["last", "loss", "grad_norm"])
-def test_a_cold_iteration_steps_with_the_mean_gradient(selection: str) -> None:
+def test_cold_iterations_step_with_the_mean_gradient() -> None:
     theta = Parameter(torch.zeros(2))
-    optimizer = OptEx([theta], lr=1.0, base="sgd", parallelism=2, selection=selection)
+    optimizer = OptEx([theta], lr=1.0, base="sgd", parallelism=2)
     assert torch.equal(optimizer.ask(), torch.zeros(2, 2))
-    optimizer.tell(torch.tensor([[1.0, 0.0], [3.0, -2.0]]), torch.zeros(2))
+    optimizer.tell(torch.tensor([[1.0, 0.0], [3.0, -2.0]]))
     assert torch.equal(theta, torch.tensor([-2.0, 1.0]))
     assert optimizer.statistics == {"steps": 1.0, "history": 2.0}
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_cold_iteration_refines_along_the_mean_gradient(stride: int) -> None:
+def test_the_second_iteration_of_refine_looks_along_the_gradient_of_the_first() -> None:
+    """And no warning: copies of one point have no singular kernel matrix, even without noise."""
     theta = Parameter(torch.zeros(2))
-    optimizer = OptEx([theta], lr=1.0, base="sgd", parallelism=2, stride=stride, noise=0.5)
-    assert torch.equal(optimizer.ask(), torch.zeros(2, 2))
-    optimizer.tell(torch.tensor([[1.0, 0.0], [3.0, -2.0]]))
-    shrunk = torch.tensor([2.0, -1.0]) * 2 / (2 + 0.5)
-    torch.testing.assert_close(theta.detach(), -2 * stride * shrunk)
-    assert optimizer.statistics == {"steps": 2.0 * stride, "history": 2.0}
-
-
-@pytest.mark.parametrize("selection", ["last", "loss", "grad_norm", "refine"])
-def test_the_second_iteration_proposes_along_the_gradient_of_the_first(selection: str) -> None:
-    theta = Parameter(torch.zeros(2))
-    optimizer = OptEx([theta], lr=0.5, base="sgd", parallelism=3, selection=selection, noise=0.0)
+    optimizer = OptEx([theta], lr=0.5, base="sgd", parallelism=3, noise=0.0)
     gradient = torch.tensor([2.0, -4.0])
     optimizer.ask()
-    optimizer.tell(gradient.repeat(3, 1), torch.zeros(3))
+    optimizer.tell(gradient.repeat(3, 1))
+    torch.testing.assert_close(theta.detach(), -0.5 * gradient)
     points = optimizer.ask()
     torch.testing.assert_close(points, theta.detach() - 0.5 * torch.arange(3.0)[:, None] * gradient)
 
 
-def test_an_unknown_length_scale_is_no_figure_of_the_log() -> None:
-    """The second iteration of "last" predicts from one distinct point, whose length scale is infinite."""
-    theta = Parameter(torch.tensor([1.0, -2.0]))
-    optimizer = OptEx([theta], lr=0.1, base="sgd", selection="last")
-    names: list[set[str]] = []
-    for _ in range(3):
-        optimizer.tell(optimizer.ask())
-        assert all(map(math.isfinite, optimizer.statistics.values()))
-        names.append(set(optimizer.statistics))
-    first = {"steps", "history"}
-    second = first | {"cosine", "noise", "variance"}
-    assert names == [first, second, second | {"lengthscale"}]
+@pytest.mark.parametrize("selection", ["last", "loss", "grad_norm"])
+def test_selections_that_go_where_they_look_wait_for_a_second_point(selection: str) -> None:
+    theta = Parameter(torch.zeros(2))
+    optimizer = OptEx([theta], lr=0.5, base="sgd", parallelism=3, selection=selection)
+    for _ in range(2):
+        points = optimizer.ask()
+        assert torch.equal(points, theta.detach().repeat(3, 1))
+        optimizer.tell(points - 1.0, torch.zeros(3))
+    assert not torch.equal(optimizer.ask()[1], theta)
 
 
 def test_a_group_that_never_moves_has_no_length_scale() -> None:
@@ -223,66 +189,41 @@ def test_a_group_that_never_moves_has_no_length_scale() -> None:
     assert optimizer.statistics["cosine/1"] == pytest.approx(1.0)  # its gradient is the same each time
 
 
-@pytest.mark.parametrize("lengthscale", ["auto", "median", 1.0])
-@pytest.mark.parametrize("selection", ["last", "refine"])
-def test_the_first_iteration_without_noise_is_no_numerical_trouble(lengthscale: float | str, selection: str) -> None:
-    """Its history is singular, N copies of one point: a warning would be an error here."""
-    problem = Problem()
-    optimizer = OptEx(problem.parameters, lr=0.01, lengthscale=lengthscale, noise=0.0, selection=selection)
-    optimizer.tell(*problem.evaluate(optimizer.ask()))
-    assert torch.isfinite(optimizer.ask()).all()
+@pytest.mark.parametrize("history_size", [2, 4])
+def test_a_history_that_copies_of_the_first_iterate_fill_is_refused(history_size: int) -> None:
+    with pytest.raises(ConfigError, match=f"history_size must be more than parallelism = 4.* got {history_size}"):
+        OptEx([Parameter(torch.zeros(1))], parallelism=4, history_size=history_size)
+    OptEx([Parameter(torch.zeros(1))], parallelism=1, history_size=history_size)
 
 
-@pytest.mark.parametrize("selection", ["last", "loss", "grad_norm", "refine"])
-@pytest.mark.parametrize("history_size", [2, 3, 4])
-def test_a_history_no_longer_than_an_iteration_predicts(history_size: int, selection: str) -> None:
-    problem = Problem()
-    optimizer = CASES["Adam"].optex(problem, history_size=history_size, selection=selection)
-    losses, cosines = [], []
-    for _ in range(15):
-        losses.append(float(optimizer.step(closure_of(problem, optimizer)).detach()))
-        cosines.append(optimizer.statistics.get("cosine", 0.0))
-    assert optimizer.statistics["history"] == history_size
-    assert sum(cosines[-5:]) / 5 > 0.5
-    assert losses[-1] < 0.5 * losses[0]
-
-
-def test_a_history_that_shrinks_to_one_point_refines_with_the_mean_gradient() -> None:
+def test_a_history_that_shrinks_to_one_point_steps_with_the_mean_gradient() -> None:
     theta = Parameter(torch.zeros(1))
-    optimizer = OptEx([theta], lr=1.0, base="sgd", parallelism=2, history_size=3, noise=0.0)
-    optimizer._engine.estimator = estimator = GradientEstimator(1, history_size=3, noise=0.0)
+    optimizer = OptEx([theta], lr=1.0, base="sgd", parallelism=2, history_size=3)
+    optimizer._engine.estimator = estimator = GradientEstimator(1, history_size=3)
     estimator.insert(torch.tensor([[7.0], [0.0], [0.0]]), torch.ones(3, 1))
     optimizer._engine.proposal = proposal_of(torch.zeros(2, 1), torch.zeros(2, 1), estimator)
-    optimizer.tell(torch.tensor([[1.0], [4.0]]))
-    assert theta.item() == pytest.approx(-2 * (1.0 + 1.0 + 4.0) / 3)
-    assert optimizer.statistics["steps"] == 2.0
+    optimizer.tell(torch.tensor([[1.0], [3.0]]))
+    assert theta.item() == -2.0
+    assert optimizer.statistics["steps"] == 1.0
 
 
 def test_extrapolate_takes_all_steps_with_posterior_means() -> None:
     theta = Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
     optimizer = OptEx([theta], lr=0.1, base="sgd", parallelism=3, stride=2, lengthscale=2.0, noise=0.01)
     history: list[Tensor] = []
-    for _ in range(4):
+    expected_steps = [1.0, 6.0, 6.0, 6.0]
+    for steps in expected_steps:
         history.append(theta.detach().clone())
         oracle = GradientEstimator(2, lengthscale=2.0, noise=0.01, dtype=torch.float64)
         oracle.insert(torch.stack(history), torch.stack(history))
         expected = history[-1]
-        for _ in range(6):
-            expected = expected - 0.1 * oracle.predict(expected)[0]
+        for _ in range(int(steps)):
+            expected = expected - 0.1 * (oracle.predict(expected)[0] if steps > 1 else history[-1])
         theta.grad = theta.detach().clone()
         optimizer.step()
         torch.testing.assert_close(theta.detach(), expected, rtol=1e-12, atol=0.0)
-        assert optimizer.statistics["steps"] == 6.0
+        assert optimizer.statistics["steps"] == steps
         assert optimizer.statistics["history"] == len(history)
-
-
-def test_extrapolate_goes_along_the_first_gradient() -> None:
-    theta = Parameter(torch.tensor([1.0, -2.0]))
-    optimizer = OptEx([theta], lr=0.1, base="sgd", parallelism=3, stride=2, noise=0.25)
-    theta.grad = torch.tensor([1.0, 3.0])
-    optimizer.step()
-    torch.testing.assert_close(theta.detach(), torch.tensor([1.0, -2.0]) - 0.6 * torch.tensor([1.0, 3.0]) / 1.25)
-    assert optimizer.statistics == {"steps": 6.0, "history": 1.0}
 
 
 def test_asking_again_gives_the_same_points() -> None:
@@ -318,7 +259,7 @@ def test_parameters_may_come_as_a_generator() -> None:
     assert optimizer.ask().shape == (4, 8)
     before = module.weight.detach().clone()
     optimizer.tell(torch.ones(4, 8))
-    torch.testing.assert_close(module.weight.detach(), before - 4 * 0.1)
+    torch.testing.assert_close(module.weight.detach(), before - 0.1)
 
 
 def test_arguments_of_the_base_arrive_and_are_left_alone() -> None:
@@ -378,9 +319,9 @@ def test_parameters_frozen_in_the_middle_stay_where_they_are(selection: str) -> 
 @pytest.mark.parametrize("N", [1, 3])
 def test_ask_and_tell_move_plain_tensors(N: int) -> None:
     theta = torch.ones(4)
-    optimizer = OptEx([theta], lr=0.25, base="sgd", parallelism=N)
+    optimizer = OptEx([theta], lr=0.5, base="sgd", parallelism=N)
     optimizer.tell(optimizer.ask())
-    torch.testing.assert_close(theta, torch.full((4,), 1.0 - N * 0.25))
+    assert torch.equal(theta, torch.full((4,), 0.5))
 
 
 @pytest.mark.parametrize("steps", [9, 10, 11, 12])
@@ -574,7 +515,7 @@ def test_gradients_of_a_plain_loop_are_ours_to_read_after_a_step() -> None:
     assert torch.equal(problem.first.grad.reshape(-1), gradient[:20])  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("selection", "counted"), [("last", [1, 5, 9, 13]), ("refine", [4, 8, 12, 16])])
+@pytest.mark.parametrize(("selection", "counted"), [("last", [1, 2, 6, 10]), ("refine", [1, 5, 9, 13])])
 def test_a_base_that_counts_in_its_group_is_rewound(selection: str, counted: list[int]) -> None:
     problem = Problem()
     optimizer = OptEx(problem.parameters, lr=0.1, base=Counting, selection=selection)
@@ -758,7 +699,7 @@ def test_predictions_of_a_constant_gradient_are_exact() -> None:
     for _ in range(5):
         optimizer.tell(slope.repeat(3, 1) + 0.0 * optimizer.ask())
     assert optimizer.statistics["cosine"] == pytest.approx(1.0, abs=1e-6)
-    torch.testing.assert_close(theta.detach(), -0.1 * 5 * 3 * slope, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(theta.detach(), -0.1 * (1 + 4 * 3) * slope, rtol=1e-2, atol=0.0)
 
 
 def test_reset_history_starts_cold_and_keeps_the_base() -> None:

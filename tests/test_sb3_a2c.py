@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -358,10 +357,7 @@ def test_logs_names_of_a2c_and_of_optex(tmp_path: Path) -> None:
     model.logger.close()
     assert [path.name for path in tmp_path.iterdir()] == ["OptExA2C_1"]
     continuous = make("Pendulum-v1").learn(8 * 6)
-    deviation = float(continuous.policy.log_std.detach().exp().mean())
-    assert continuous.logger.name_to_value["train/std"] == pytest.approx(deviation)
-    assert deviation == pytest.approx(1.0, abs=0.02)  # three steps from 1
-    assert all(math.isfinite(value) for name, value in continuous.logger.name_to_value.items() if "optex" in name)
+    assert continuous.logger.name_to_value["train/std"] == pytest.approx(1.0, abs=0.01)
 
 
 def test_returns_at_the_iterate_are_those_of_the_first_sub_environments() -> None:
