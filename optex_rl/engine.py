@@ -14,12 +14,13 @@ from .errors import ConfigError
 from .estimator import GradientEstimator
 from .flat import FlatBase
 from .iteration import (
+    Evaluations,
     Proposal,
     as_losses,
     check_evaluations,
     check_finite,
+    chosen_point,
     follow,
-    iteration_statistics,
     predict_here,
     propose,
     select,
@@ -27,6 +28,7 @@ from .iteration import (
 )
 from .options import OptExOptions
 from .predictors import PREDICTORS
+from .quality import iteration_statistics, mean_cosines
 
 
 class Engine:
@@ -72,26 +74,30 @@ class Engine:
         proposal = self.proposal
         if proposal is None:
             raise ConfigError("call ask() before tell(): there are no points that these gradients could belong to")
-        rows = check_evaluations(proposal.points, gradients, losses, self.options.selection, usable)
-        gradients = gradients.detach().to(proposal.points)
+        told = check_evaluations(proposal.points, gradients, losses, self.options.selection, usable)
         self.base.with_gradient = with_gradient
         self.proposal = None
         moved = not self.base.is_at(proposal.points[0])
-        if self.options.parallelism == 1:
-            if not moved:
-                with self.base.undone_on_trouble():
-                    self.base.step(gradients[0])
-            return
-        if len(rows) < len(gradients):
-            gradients, losses = gradients[rows], None if losses is None else losses[rows]
-        estimator, distances = self._insert(proposal, gradients, rows)
-        iterate = distances[0] if rows[0] == 0 and len(distances) == len(rows) else None
+        if self.options.parallelism > 1:
+            self._take(proposal, told, moved)
+        elif not moved:
+            with self.base.undone_on_trouble():
+                self.base.step(told.gradients[0])
+
+    def _take(self, proposal: Proposal, told: Evaluations, moved: bool) -> None:
+        """Evaluations of a proposal into the history, and the step they make, unless the parameters were ``moved``."""
+        estimator, distances = self._insert(proposal, told)
+        iterate = distances[0] if told.rows[0] == 0 and len(distances) == len(told.rows) else None
+        cosines = self._cosines(proposal, told)
         maximize = bool(self.base.groups[0].get("maximize", False))
+        selection = self.options.selection
+        best = None if selection == "refine" else chosen_point(selection, told.gradients, told.losses, maximize)
+        proposal.keep_only(None if best is None else told.rows[best])  # before the walk, which needs room of its own
         with self.base.walk() as walker:
             steps = 0
             if not moved:
-                steps = select(walker, estimator, proposal, gradients, losses, self.options, rows, iterate, maximize)
-        self._record(proposal, gradients, steps, rows)
+                steps = select(walker, estimator, proposal, told, best, self.options, iterate)
+        self._record(proposal, told, steps, cosines)
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
         """One iteration, ``closure`` evaluated at one point after the other; returns its result at the iterate."""
@@ -144,14 +150,16 @@ class Engine:
         self.base.with_gradient = with_gradient
         here = predict_here(points, self._current_estimator())
         self.proposal = None
-        estimator, distances = self._insert(here, gradients, [0])
+        told = Evaluations([0], gradients, None)
+        estimator, distances = self._insert(here, told)
+        cosines = self._cosines(here, told)
         steps = self.options.parallelism * self.options.stride if estimator.ready else 1
         with self.base.walk() as walker:
             if estimator.ready:
                 follow(walker, estimator, steps, distances[0])
             else:
                 unpredicted_step(walker, gradients[0])
-        self._record(here, gradients, steps, [0])
+        self._record(here, told, steps, cosines)
 
     def _current_estimator(self) -> GradientEstimator | None:
         """The estimator, on the device and in the precision of the parameters now; None before the first pair."""
@@ -160,8 +168,8 @@ class Engine:
             self.estimator.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
         return self.estimator
 
-    def _insert(self, proposal: Proposal, gradients: Tensor, rows: list[int]) -> tuple[GradientEstimator, Tensor]:
-        """Add the pairs of some points to the history, made here: modules move to their device after construction.
+    def _insert(self, proposal: Proposal, told: Evaluations) -> tuple[GradientEstimator, Tensor]:
+        """Add the pairs of usable points to the history, made here: modules move to their device after construction.
 
         Returns:
             The estimator, and the distances of those points to the history, ``[n, B, T]``.
@@ -169,9 +177,9 @@ class Engine:
         estimator = self._current_estimator()
         if estimator is None:
             estimator = self.estimator = self._new_estimator()
-        points = proposal.points if len(rows) == len(proposal.points) else proposal.points[rows]
-        distances = None if proposal.cold else proposal.distances[rows]
-        return estimator, estimator.insert(points, gradients, distances)
+        points = proposal.points if len(told.rows) == len(proposal.points) else proposal.points[told.rows]
+        distances = None if proposal.cold else proposal.distances[told.rows]
+        return estimator, estimator.insert(points, told.gradients, distances)
 
     def _new_estimator(self) -> GradientEstimator:
         parameter = self.base.parameters[0]
@@ -184,16 +192,22 @@ class Engine:
             **self.options.estimator_options(),
         )
 
-    def _record(self, proposal: Proposal, gradients: Tensor, steps: int, rows: list[int]) -> None:
+    def _cosines(self, proposal: Proposal, told: Evaluations) -> list[float]:
+        """Mean cosine of predictions and true gradients, over all parameters and each group; empty if none was made."""
+        if proposal.cold:
+            return []
+        predictions = proposal.estimates[:: self.options.stride]
+        if len(told.rows) < len(predictions):
+            predictions = predictions[told.rows]
+        sizes = [sum(p.numel() for p in group["params"]) for group in self.base.groups]
+        return mean_cosines(predictions, told.gradients, sizes)
+
+    def _record(self, proposal: Proposal, told: Evaluations, steps: int, cosines: list[float]) -> None:
         assert self.estimator is not None
         self.statistics = {"steps": float(steps), "history": float(len(self.estimator))}
-        if not proposal.cold:
-            predictions = proposal.estimates[:: self.options.stride]
-            if len(rows) < len(predictions):
-                predictions = predictions[rows]
-            self.statistics |= iteration_statistics(
-                predictions, gradients, proposal.variances[rows], self.estimator, self.base.groups
-            )
+        if cosines:
+            variances = proposal.variances[told.rows]
+            self.statistics |= iteration_statistics(cosines, variances, self.estimator, self.base.groups)
 
     def state_dict(self) -> dict[str, Any]:
         """Copy of everything but the base, as plain values and tensors."""

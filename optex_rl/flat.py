@@ -32,7 +32,7 @@ class Walker(Protocol):
     """What takes base steps: the base itself, or its twin."""
 
     def point(self) -> Tensor:
-        """Copy of the parameters θ ``[d]``."""
+        """The parameters θ ``[d]``, to be read before the next step: it may change them in place."""
 
     def move_to(self, point: Tensor) -> None:
         """Copy ``point [d]`` into the parameters."""
@@ -240,6 +240,8 @@ class FlatBase:
 
 def _check_parameters(point: Tensor) -> None:
     """Raise NonFiniteError if a base step led to a ``point [d]`` with NaN or infinite entries."""
+    if point.sum().isfinite():  # then so is every entry, and nothing of their size need be written
+        return
     bad = int((~point.isfinite()).sum())
     if bad:
         raise NonFiniteError(f"the step made {bad} parameters NaN or infinite; it is taken back")

@@ -27,7 +27,7 @@ class Proposal:
         points: ``[N, d]``; row 0 is the iterate.
         estimates: posterior means at every base step of the chain and at its last point, ``[M + 1, d]``; empty
             ``[0, d]`` where there was nothing to predict with and all points are the iterate.
-        variances: posterior variances at the points, ``[N, B]``; empty likewise.
+        variances: posterior variances at the points, ``[N, B]``; empty where there was nothing to predict with.
         distances: of the points to the history that they were proposed from, ``[N, B, T]``; empty likewise.
         gradients: the true gradients known so far, each ``[d]``, in the order of the points.
     """
@@ -41,12 +41,18 @@ class Proposal:
     @property
     def cold(self) -> bool:
         """Whether all points are copies of the iterate, for want of a prediction."""
-        return self.estimates.shape[0] == 0
+        return self.variances.shape[0] == 0
 
     def fits(self, options: OptExOptions) -> bool:
         """Whether it has the number of points and of base steps that the options ask for."""
         N, M = options.parallelism, (options.parallelism - 1) * options.stride
         return len(self.points) == N and (self.cold or len(self.estimates) == M + 1)
+
+    def keep_only(self, chosen: int | None) -> None:
+        """Give back the room of what `select` does not need: points but the chosen one; all where it refines (None)."""
+        self.points = self.points[:0].clone() if chosen is None else self.points[chosen : chosen + 1].clone()
+        if chosen is None:
+            self.estimates = self.estimates[:0].clone()
 
     def state_dict(self) -> dict[str, Any]:
         """Copy as plain tensors, without the distances, which follow from points and history."""
@@ -72,6 +78,21 @@ class Proposal:
             distances,
             [g.to(like, copy=True) for g in state["gradients"]],
         )
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """What was told of the usable points of a proposal.
+
+    Attributes:
+        rows: which of the N points they are, ascending; ``n``, at least one.
+        gradients: the true gradients there, ``[n, d]``, in the precision of the points.
+        losses: the losses there, ``[n]``, or None.
+    """
+
+    rows: list[int]
+    gradients: Tensor
+    losses: Tensor | None
 
 
 def as_losses(results: Sequence[Any]) -> Tensor:
@@ -105,11 +126,11 @@ def check_finite(gradients: Tensor, losses: Tensor | None = None) -> None:
 
 def check_evaluations(
     points: Tensor, gradients: Tensor, losses: Tensor | None, selection: str, usable: Tensor | None = None
-) -> list[int]:
+) -> Evaluations:
     """Refuse evaluations at ``points [N, d]`` of another shape, or that are not finite, before anything changes.
 
     Returns:
-        The rows to go on with: those of the mask ``usable [N]``, or all.
+        Those to go on with: of the mask ``usable [N]``, or all.
 
     Raises:
         ConfigError: ``gradients`` are not ``[N, d]``, or ``losses`` not ``[N]``, or missing where they are needed, or
@@ -124,15 +145,16 @@ def check_evaluations(
         raise ConfigError(f"losses must be [N] = {list(points.shape[:1])}, got {list(losses.shape)}")
     if usable is None:
         check_finite(gradients, losses)
-        return list(range(len(points)))
+        return Evaluations(list(range(len(points))), gradients.detach().to(points), losses)
     if usable.shape != points.shape[:1] or usable.dtype != torch.bool:
         shape, kind = list(usable.shape), usable.dtype
         raise ConfigError(f"usable must be a mask [N] = {list(points.shape[:1])} of bool, got {shape} of {kind}")
     rows: list[int] = usable.nonzero().flatten().tolist()
     if not rows:
         raise NonFiniteError(f"none of the {len(points)} points is usable; the optimizer is unchanged")
-    check_finite(gradients[rows], None if losses is None else losses[rows])
-    return rows
+    gradients, losses = gradients[rows], None if losses is None else losses[rows]
+    check_finite(gradients, losses)
+    return Evaluations(rows, gradients.detach().to(points), losses)
 
 
 def predict_here(points: Tensor, estimator: GradientEstimator | None) -> Proposal:
@@ -158,20 +180,20 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
     oracle = posterior_mean(estimator)
     variances, distances = [], []
     last = (N - 1) * stride
+    # Filled row by row: lists would have to be copied. Before the walk: what that leaves is then one piece.
+    estimates = estimator.new_means(last + 1)
+    points = estimates.new_empty(N, estimates.shape[1], dtype=base.point().dtype)
     with base.trial_walk() as walker:
         for step in range(last + 1):
             here = walker.point()
             distance = estimator.distances_to(here)
-            mean, variance = estimator.predict(here, distance)
-            if step == 0:  # filled row by row: a list of rows would have to be copied into one at the end
-                points, estimates = here.new_empty(N, len(here)), mean.new_empty(last + 1, len(mean))
-            estimates[step] = mean
+            _, variance = estimator.predict(here, distance, out=estimates[step])
             if step % stride == 0:
                 points[step // stride] = here
                 variances.append(variance)
                 distances.append(distance)
             if step < last:
-                walker.step(mean, oracle)
+                walker.step(estimates[step], oracle)
     return Proposal(points, estimates, torch.stack(variances), torch.stack(distances))
 
 
@@ -191,8 +213,10 @@ def follow(walker: Walker, estimator: GradientEstimator, steps: int, distances: 
     ``distances [B, T]`` are those of the first of these points to the history, if they are known.
     """
     oracle = posterior_mean(estimator)
+    (mean,) = estimator.new_means(1)  # one for all steps: fresh memory costs more than what is computed into it
     for step in range(steps):
-        walker.step(estimator.predict(walker.point(), distances if step == 0 else None)[0], oracle)
+        estimator.predict(walker.point(), distances if step == 0 else None, out=mean)
+        walker.step(mean, oracle)
 
 
 def chosen_point(selection: str, gradients: Tensor, losses: Tensor | None, maximize: bool = False) -> int:
@@ -217,95 +241,34 @@ def select(
     walker: Walker,
     estimator: GradientEstimator,
     proposal: Proposal,
-    gradients: Tensor,
-    losses: Tensor | None,
+    told: Evaluations,
+    best: int | None,
     options: OptExOptions,
-    rows: Sequence[int],
     distances: Tensor | None = None,
-    maximize: bool = False,
 ) -> int:
-    """Move ``walker`` from the iterate to the next one, the new pairs being in the history.
+    """Move ``walker`` from the iterate to the next one; returns how many base steps lie between them.
 
     Args:
         walker: the base at the iterate, with the state that belongs to it.
         estimator: its history holds the new pairs.
-        proposal: the points that were evaluated.
-        gradients: the true gradients at the usable ones of them, ``[n, d]``.
-        losses: the losses there, ``[n]``, or None.
-        options: which selection, and its options.
-        rows: which of the N points are usable, ascending, at least one.
+        proposal: what was evaluated; of its points only the chosen one is left.
+        told: the evaluations there.
+        best: which of them was chosen by `chosen_point`; None to refine.
+        options: N and stride.
         distances: of the iterate to the history, ``[B, T]``, if they are known.
-        maximize: whether the base ascends.
-
-    Returns:
-        How many base steps lie between the old iterate and the new one.
     """
     if proposal.cold or not estimator.ready:
-        unpredicted_step(walker, gradients.mean(0))
+        unpredicted_step(walker, told.gradients.mean(0))
         return 1
-    if options.selection == "refine":
+    if best is None:
         steps = options.parallelism * options.stride
         follow(walker, estimator, steps, distances)
         return steps
     oracle = posterior_mean(estimator)
-    best = chosen_point(options.selection, gradients, losses, maximize)
-    chosen = rows[best]
+    chosen = told.rows[best]
     # The same base steps again bring the state that belongs to the chosen point; no copy of it was kept.
     for estimate in proposal.estimates[: chosen * options.stride]:
         walker.step(estimate, oracle)
-    walker.move_to(proposal.points[chosen])  # where it was evaluated, should the learning rate have changed since
-    walker.step(gradients[best], oracle)
+    walker.move_to(proposal.points[0])  # where it was evaluated, should the learning rate have changed since
+    walker.step(told.gradients[best], oracle)
     return chosen * options.stride + 1
-
-
-def mean_cosines(a: Tensor, b: Tensor, sizes: list[int]) -> list[float]:
-    """Mean cosine between the rows of two matrices ``[N, d]``: over all columns, then over each block of columns.
-
-    Args:
-        a: ``[N, d]``.
-        b: ``[N, d]``.
-        sizes: of the blocks, which are consecutive and make up ``d``.
-    """
-    blocks = list(zip(torch.split(a, sizes, dim=1), torch.split(b.to(a), sizes, dim=1), strict=True))
-    # Row by row, where all rows at once would need room for their products.
-    dots = torch.stack([torch.stack([torch.dot(x, y) for x, y in zip(*pair, strict=True)]) for pair in blocks])
-    norms = [torch.stack([torch.linalg.vector_norm(pair[i], dim=1) for pair in blocks]) for i in (0, 1)]
-    # Over all columns dots add up, and so do the squares of norms; a zero vector has the cosine 0.
-    dots = torch.cat([dots.sum(0, keepdim=True), dots])
-    norms = [torch.cat([torch.linalg.vector_norm(norm, dim=0, keepdim=True), norm]) for norm in norms]
-    tiny = torch.finfo(dots.dtype).tiny
-    cosines: list[float] = (dots / norms[0].clamp_min(tiny) / norms[1].clamp_min(tiny)).mean(1).tolist()
-    return cosines
-
-
-def iteration_statistics(
-    predictions: Tensor,
-    gradients: Tensor,
-    variances: Tensor,
-    estimator: GradientEstimator,
-    groups: list[dict[str, Any]],
-) -> dict[str, float]:
-    """Figures that say how good the predictions were.
-
-    Args:
-        predictions: posterior means at the points, ``[N, d]``, made before the gradients there were known.
-        gradients: the true gradients there, ``[N, d]``.
-        variances: posterior variances there, ``[N, B]``.
-        estimator: gives length scale and noise.
-        groups: parameter groups; several get a cosine each.
-    """
-    names = [str(group.get("name", number)) for number, group in enumerate(groups)]
-    sizes = [sum(p.numel() for p in group["params"]) for group in groups]
-    cosine, *by_group = mean_cosines(predictions, gradients, sizes)
-    statistics = {"cosine": cosine}
-    if len(groups) > 1:
-        statistics |= {f"cosine/{name}": value for name, value in zip(names, by_group, strict=True)}
-    values = {
-        "lengthscale": estimator.lengthscale.tolist(),
-        "noise": estimator.noise.tolist(),
-        "variance": variances.mean(0).tolist(),
-    }
-    for key, blocks in values.items():
-        tags = [key] if len(blocks) == 1 else [f"{key}/{name}" for name in names]
-        statistics |= dict(zip(tags, blocks, strict=True))
-    return statistics

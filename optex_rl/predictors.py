@@ -16,27 +16,32 @@ class _TrivialPredictor(GradientEstimator):
     def fit(self) -> None:
         """Do nothing."""
 
-    def _gradient(self) -> Tensor:
+    def _gradient(self, out: Tensor) -> None:
+        """Put the prediction into ``out [d]``."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def predict(self, point: Tensor, distances: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The prediction ``[d]``, wherever ``point`` is, and variances ``[B]`` of 1."""
-        return self._gradient(), torch.ones(len(self.blocks), dtype=torch.float64)
+        mean = self.new_means(1)[0] if out is None else out
+        self._gradient(mean)
+        return mean, torch.ones(len(self.blocks), dtype=torch.float64)
 
 
 class MeanGradient(_TrivialPredictor):
     """The mean of the gradients in the history: averages their noise, ignores where they were taken."""
 
-    def _gradient(self) -> Tensor:
-        return self._gradients[: len(self)].mean(0)
+    def _gradient(self, out: Tensor) -> None:
+        torch.mean(self._gradients[: len(self)], 0, out=out)
 
 
 class LastGradient(_TrivialPredictor):
     """The gradient inserted last: N steps along one true gradient."""
 
-    def _gradient(self) -> Tensor:
-        return self._gradients[self._slot - 1].clone()  # slot −1 is the last of a ring that has just come round
+    def _gradient(self, out: Tensor) -> None:
+        out.copy_(self._gradients[self._slot - 1])  # slot −1 is the last of a ring that has just come round
 
 
 PREDICTORS: Final[dict[str, type[GradientEstimator]]] = {

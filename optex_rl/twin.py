@@ -102,8 +102,8 @@ class FlatTwin:
         return cls(base, known, max_grad_norm) if len(known) == len(states) else None
 
     def point(self) -> Tensor:
-        """Copy of the parameters θ ``[d]``."""
-        return self._point.clone()
+        """The parameters θ ``[d]``, which the next step changes in place."""
+        return self._point
 
     def move_to(self, point: Tensor) -> None:
         """Copy ``point [d]`` into the parameters."""

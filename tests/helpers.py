@@ -110,8 +110,14 @@ class ExactEstimator:
     def distances_to(self, point: Tensor) -> Tensor:
         return torch.zeros(1, 0, dtype=torch.float64)
 
-    def predict(self, point: Tensor, distances: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.problem.at(point).gradient(), torch.zeros(1, dtype=torch.float64)
+    def predict(
+        self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        gradient = self.problem.at(point).gradient()
+        return gradient if out is None else out.copy_(gradient), torch.zeros(1, dtype=torch.float64)
+
+    def new_means(self, n: int) -> Tensor:
+        return torch.empty(n, self.problem.point().numel())
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         assert (device, dtype) == (torch.device("cpu"), torch.float32)

@@ -14,8 +14,9 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from optex_rl import ConfigError, GradientEstimator, NonFiniteError, OptEx
-from optex_rl.iteration import Proposal, chosen_point, iteration_statistics
+from optex_rl.iteration import Proposal, chosen_point
 from optex_rl.kernels import KERNELS
+from optex_rl.quality import mean_cosines
 
 from .helpers import CASES, Problem, advance, closure_of, same
 
@@ -653,10 +654,7 @@ def test_cosines_by_hand() -> None:
 
 def test_cosines_of_gradients_in_half_precision_are_computed_in_single() -> None:
     gradients = torch.linspace(-1.0, 1.0, 10).bfloat16().repeat(2, 1)
-    estimator = GradientEstimator(10)
-    groups = [{"params": [Parameter(torch.zeros(10))]}]
-    statistics = iteration_statistics(gradients.float(), gradients, torch.zeros(2, 1), estimator, groups)
-    assert statistics["cosine"] == pytest.approx(1.0, abs=1e-6)
+    assert mean_cosines(gradients.float(), gradients, [10]) == pytest.approx([1.0, 1.0], abs=1e-6)
 
 
 def test_predictions_of_a_constant_gradient_are_exact() -> None:
