@@ -77,9 +77,7 @@ class GradientEstimator:
         self._scratch = scratch_for(self._points)
         self._distances = torch.zeros(B, history_size, history_size, dtype=torch.float64)
         self._gram = torch.zeros_like(self._distances)
-        # Changed by every insertion:
-        self._count = 0
-        self._slot = 0
+        self._count = self._slot = 0  # changed by every insertion
         # Derived from the history by `fit`, which every insertion makes due again:
         self._factor: Tensor | None = None
         self.lengthscale = torch.ones(B, dtype=torch.float64)
