@@ -19,6 +19,7 @@ from .iteration import (
     as_losses,
     check_evaluations,
     check_finite,
+    chosen_point,
     follow,
     predict_here,
     propose,
@@ -88,13 +89,14 @@ class Engine:
         estimator, distances = self._insert(proposal, told)
         iterate = distances[0] if told.rows[0] == 0 and len(distances) == len(told.rows) else None
         cosines = self._cosines(proposal, told)
-        if self.options.selection == "refine":  # before the walk, which needs room of its own
-            proposal.let_go()
         maximize = bool(self.base.groups[0].get("maximize", False))
+        selection = self.options.selection
+        best = None if selection == "refine" else chosen_point(selection, told.gradients, told.losses, maximize)
+        proposal.keep_only(None if best is None else told.rows[best])  # before the walk, which needs room of its own
         with self.base.walk() as walker:
             steps = 0
             if not moved:
-                steps = select(walker, estimator, proposal, told, self.options, iterate, maximize)
+                steps = select(walker, estimator, proposal, told, best, self.options, iterate)
         self._record(proposal, told, steps, cosines)
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, Final
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from .distances import inner_products, scratch_for, squared_distances
 from .errors import ConfigError
+from .estimator_options import validate_estimator_options
 from .kernels import KERNELS, evidence_loss, median_distance, safe_cholesky
 
 LENGTHSCALE_GRID: Final = 2.0 ** torch.arange(-2.0, 5.0, dtype=torch.float64)  # times the median distance
@@ -79,9 +79,7 @@ class GradientEstimator:
         self._scratch = scratch_for(self._points)
         self._distances = torch.zeros(B, history_size, history_size, dtype=torch.float64)
         self._gram = torch.zeros_like(self._distances)
-        # Changed by every insertion:
-        self._count = 0
-        self._slot = 0
+        self._count = self._slot = 0  # changed by every insertion
         # Derived from the history by `fit`, which every insertion makes due again:
         self._factor: Tensor | None = None
         self.lengthscale = torch.ones(B, dtype=torch.float64)
@@ -131,12 +129,7 @@ class GradientEstimator:
         slots = torch.arange(total - stay, total) % size
         points, gradients = points[-stay:].to(self._points), gradients[-stay:].to(self._points)
         self._points[slots], self._gradients[slots] = points, gradients
-        if distances is None:
-            rows = torch.stack([self.distances_to(point) for point in points])
-        else:
-            rows = torch.zeros(stay, len(self.blocks), self._count, dtype=torch.float64)
-            rows[:, :, :known] = distances[-stay:]
-            rows[:, :, slots] = self._distances_among(points)
+        rows = self._rows(points, slots, known, None if distances is None else distances[-stay:])
         history = self._gradients[: self._count]
         products = torch.stack([inner_products(gradients, history, *block) for block in self.blocks])
         for matrices, block_rows in ((self._distances, rows.transpose(0, 1)), (self._gram, products)):  # [B, n, T]
@@ -149,6 +142,15 @@ class GradientEstimator:
         if points.ndim != 2 or points.shape != gradients.shape or points.shape[1] != self.dim:
             shapes = f"{list(points.shape)} and {list(gradients.shape)}"
             raise ConfigError(f"points and gradients must both be [n, {self.dim}], got {shapes}")
+
+    def _rows(self, points: Tensor, slots: Tensor, known: int, distances: Tensor | None) -> Tensor:
+        """Distances ``[n, B, T]`` of new points to the history, of which ``distances`` are those before they came."""
+        if distances is None:
+            return torch.stack([self.distances_to(point) for point in points])
+        rows = torch.zeros(len(points), len(self.blocks), self._count, dtype=torch.float64)
+        rows[:, :, :known] = distances
+        rows[:, :, slots] = self._distances_among(points)
+        return rows
 
     def _distances_among(self, points: Tensor) -> Tensor:
         """Distances between ``points [n, d]``, ``[n, B, n]``."""
@@ -288,23 +290,3 @@ class GradientEstimator:
         else:
             order = torch.arange(slot, slot + T) % max(T, 1)
             self.insert(points[order].to(self._points), gradients[order].to(self._points))
-
-
-def validate_estimator_options(history_size: int, kernel: str, lengthscale: float | str, noise: float | str) -> None:
-    """Check the options of a `GradientEstimator`.
-
-    Raises:
-        ConfigError: naming the first option that is outside what is allowed.
-    """
-    if history_size < 2:
-        raise ConfigError(f"history_size must be at least 2, got {history_size}")
-    if kernel not in KERNELS:
-        raise ConfigError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    if lengthscale not in ("auto", "median") and not (_is_finite(lengthscale) and float(lengthscale) > 0.0):
-        raise ConfigError(f"lengthscale must be a positive number, 'auto' or 'median', got {lengthscale!r}")
-    if noise != "auto" and not (_is_finite(noise) and float(noise) >= 0.0):
-        raise ConfigError(f"noise must be a number of at least 0, or 'auto', got {noise!r}")
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)

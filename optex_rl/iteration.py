@@ -26,7 +26,7 @@ class Proposal:
     Attributes:
         points: ``[N, d]``; row 0 is the iterate.
         estimates: posterior means at every base step of the chain and at its last point, ``[M + 1, d]``; empty
-            ``[0, d]`` where there was nothing to predict with and all points are the iterate, and after `let_go`.
+            ``[0, d]`` where there was nothing to predict with and all points are the iterate.
         variances: posterior variances at the points, ``[N, B]``; empty where there was nothing to predict with.
         distances: of the points to the history that they were proposed from, ``[N, B, T]``; empty likewise.
         gradients: the true gradients known so far, each ``[d]``, in the order of the points.
@@ -48,9 +48,11 @@ class Proposal:
         N, M = options.parallelism, (options.parallelism - 1) * options.stride
         return len(self.points) == N and (self.cold or len(self.estimates) == M + 1)
 
-    def let_go(self) -> None:
-        """Give the room of points and estimates back: `select` needs neither where it refines."""
-        self.points, self.estimates = self.points.new_empty(0), self.estimates.new_empty(0)
+    def keep_only(self, chosen: int | None) -> None:
+        """Give back the room of what `select` does not need: points but the chosen one; all where it refines (None)."""
+        self.points = self.points[:0].clone() if chosen is None else self.points[chosen : chosen + 1].clone()
+        if chosen is None:
+            self.estimates = self.estimates[:0].clone()
 
     def state_dict(self) -> dict[str, Any]:
         """Copy as plain tensors, without the distances, which follow from points and history."""
@@ -186,11 +188,12 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
     oracle = posterior_mean(estimator)
     variances, distances = [], []
     last = (N - 1) * stride
+    # Filled row by row: lists would have to be copied. Before the walk: what that leaves is then one piece.
+    estimates = estimator.new_means(last + 1)
+    points = estimates.new_empty(N, estimates.shape[1], dtype=base.point().dtype)
     with base.trial_walk() as walker:
         for step in range(last + 1):
             here = walker.point()
-            if step == 0:  # filled row by row: a list of rows would have to be copied into one at the end
-                points, estimates = here.new_empty(N, len(here)), estimator.new_means(last + 1)
             distance = estimator.distances_to(here)
             _, variance = estimator.predict(here, distance, out=estimates[step])
             if step % stride == 0:
@@ -247,34 +250,33 @@ def select(
     estimator: GradientEstimator,
     proposal: Proposal,
     told: Evaluations,
+    best: int | None,
     options: OptExOptions,
     distances: Tensor | None = None,
-    maximize: bool = False,
 ) -> int:
     """Move ``walker`` from the iterate to the next one; returns how many base steps lie between them.
 
     Args:
         walker: the base at the iterate, with the state that belongs to it.
         estimator: its history holds the new pairs.
-        proposal: the points that were evaluated.
+        proposal: what was evaluated; of its points only the chosen one is left.
         told: the evaluations there.
-        options: which selection, and its options.
+        best: which of them was chosen by `chosen_point`; None to refine.
+        options: N and stride.
         distances: of the iterate to the history, ``[B, T]``, if they are known.
-        maximize: whether the base ascends.
     """
     if proposal.cold or not estimator.ready:
         unpredicted_step(walker, told.gradients.mean(0))
         return 1
-    if options.selection == "refine":
+    if best is None:
         steps = options.parallelism * options.stride
         follow(walker, estimator, steps, distances)
         return steps
     oracle = posterior_mean(estimator)
-    best = chosen_point(options.selection, told.gradients, told.losses, maximize)
     chosen = told.rows[best]
     # The same base steps again bring the state that belongs to the chosen point; no copy of it was kept.
     for estimate in proposal.estimates[: chosen * options.stride]:
         walker.step(estimate, oracle)
-    walker.move_to(proposal.points[chosen])  # where it was evaluated, should the learning rate have changed since
+    walker.move_to(proposal.points[0])  # where it was evaluated, should the learning rate have changed since
     walker.step(told.gradients[best], oracle)
     return chosen * options.stride + 1

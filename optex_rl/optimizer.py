@@ -27,12 +27,11 @@ class OptEx(Optimizer):
     in parallel, enter the history and make the step. One *sequential iteration* is
 
     1. ``points = optimizer.ask()``: N parameter sets ``[N, d]``, row 0 the current iterate;
-    2. the caller computes the gradient at each of them, wherever it likes;
-    3. ``optimizer.tell(gradients)``: the parameters move to the next iterate.
+    2. the caller computes their gradients, wherever it likes; 3. ``optimizer.tell(gradients)``: on to the next iterate.
 
-    ``step(closure)`` does all three, one point after the other. In the first iteration nothing can be predicted: all N
-    points are the iterate, and the mean gradient makes one base step. In the second one ``"refine"`` looks ahead as if
-    the gradient were constant; the other selections, which would go where they look, wait for a second point.
+    ``step(closure)`` does all three, one point after the other. At first nothing can be predicted: all N points are the
+    iterate, and the mean gradient makes one base step. Then ``"refine"`` looks ahead as if the gradient were constant;
+    the other selections, which go where they look, wait for a second distinct point.
 
     With ``parallelism=1`` OptEx *is* its base, bit for bit. Learning-rate schedulers, ``add_param_group``, state
     dictionaries, hooks, pickling and deepcopy work as for any `torch.optim` optimizer; the parameter groups and the
@@ -41,7 +40,7 @@ class OptEx(Optimizer):
     Deviations from the paper: the selection ``"refine"``, ``stride``, length scale and noise by evidence, and clipping.
 
     Args:
-        params: parameters or parameter groups.
+        params: parameters, or their groups.
         lr: learning rate of the base.
         base: name of the base optimizer (see `optex_rl.bases.BASES`) or a ``torch.optim.Optimizer`` class.
         base_kwargs: further arguments for the base.

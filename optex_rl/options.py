@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .errors import ConfigError
-from .estimator import validate_estimator_options
+from .estimator_options import validate_estimator_options
 from .predictors import PREDICTORS
 
 SELECTIONS: Final = ("last", "loss", "grad_norm", "refine")

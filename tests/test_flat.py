@@ -212,3 +212,11 @@ def test_sparse_gradients_are_refused() -> None:
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(ConfigError, match="does not support sparse gradients"):
         FlatBase(torch.optim.SGD(embedding.parameters(), lr=0.1)).read_gradient()
+
+
+def test_a_step_to_numbers_whose_sum_overflows_holds() -> None:
+    theta = Parameter(torch.full((4,), 3e38))
+    flat = FlatBase(torch.optim.SGD([theta], lr=1.0))
+    with flat.walk() as walker:
+        walker.step(torch.full((4,), 1e38))
+    assert torch.equal(theta.detach(), torch.full((4,), 3e38) - 1e38)

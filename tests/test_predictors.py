@@ -69,3 +69,16 @@ def test_an_iteration_follows_the_predictor(predictor: str, selection: str) -> N
             expected = points[2] - 0.1 * gradients[2]
         torch.testing.assert_close(theta.detach(), expected)
     assert optimizer.statistics["variance"] == 1.0
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_a_prediction_may_be_put_into_a_row_that_is_given(name: str) -> None:
+    points, gradients = pairs(3)
+    estimator = PREDICTORS[name](3, block_sizes=[1, 2])
+    estimator.insert(points, gradients)
+    rows = estimator.new_means(2)
+    mean, variance = estimator.predict(points[1] + 0.1, out=rows[1])
+    expected_mean, expected_variance = estimator.predict(points[1] + 0.1)
+    assert mean.data_ptr() == rows[1].data_ptr()
+    assert torch.equal(rows[1], expected_mean)
+    assert torch.equal(variance, expected_variance)
