@@ -28,7 +28,6 @@ class OptEx(Optimizer):
 
     1. ``points = optimizer.ask()``: N parameter sets ``[N, d]``, row 0 the current iterate;
     2. the caller computes their gradients, wherever it likes; 3. ``optimizer.tell(gradients)``: on to the next iterate.
-
     ``step(closure)`` does all three, one point after the other. At first nothing can be predicted: all N points are the
     iterate, and the mean gradient makes one base step. Then ``"refine"`` looks ahead as if the gradient were constant;
     the other selections, which go where they look, wait for a second distinct point.

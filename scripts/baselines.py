@@ -12,6 +12,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from optex_rl.curvature import rademacher
+
 from .curves import Curve, Problem, record
 from .problems import ModuleProblem
 from .reports import Cells
@@ -19,6 +21,8 @@ from .reports import Cells
 
 def hutchinson(gradient: Tensor, point: Tensor, z: Tensor) -> Tensor:
     """``z ⊙ Hz [d]``, whose mean over random signs ``z [d]`` is the diagonal of the Hessian (Bekas et al., 2007).
+
+    From the gradient's own graph, where `optex_rl.curvature.hutchinson_diagonal` would evaluate the loss once more.
 
     Args:
         gradient: at ``point``, with its graph (``create_graph=True``), ``[d]``.
@@ -43,8 +47,7 @@ def adahessian(problem: ModuleProblem, lr: float, seed: int) -> Callable[[], int
     def iterate() -> int:
         point = parameters_to_vector(problem.parameters).detach().requires_grad_()
         (gradient,) = torch.autograd.grad(problem.loss_at(point), point, create_graph=True)
-        z = torch.randint(2, point.shape, generator=generator).to(point).mul_(2.0).sub_(1.0)
-        diagonal = hutchinson(gradient, point, z)
+        diagonal = hutchinson(gradient, point, rademacher(1, point, generator)[0])
         parts = zip(
             problem.parameters, torch.split(gradient.detach(), sizes), torch.split(diagonal, sizes), strict=True
         )

@@ -20,10 +20,10 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap, trim_mean
 
 from optex_rl import TrainConfig, train
 from optex_rl.bases import BASES
+from optex_rl.comparison import interquartile_mean, stratified_interval
 from optex_rl.errors import NumericalError
 from optex_rl.flags import add_config_arguments, config_from_flags
 
@@ -65,15 +65,8 @@ class Cell(NamedTuple):
         return float(interquartile_mean(self.areas))
 
     def __str__(self) -> str:
-        # Percentiles, because the default, BCa, is undefined where all but one of the seeds agree.
-        interval = bootstrap((self.areas,), interquartile_mean, method="percentile", rng=np.random.default_rng(0))
-        low, high = interval.confidence_interval
+        low, high = stratified_interval([self.areas], np.random.default_rng(0))
         return f"{self.rate:.2g} | {self.mean:.0f} ({low:.0f} … {high:.0f})"
-
-
-def interquartile_mean(values: Any, axis: int = 0) -> Any:
-    """Mean of the middle half."""
-    return trim_mean(values, 0.25, axis=axis)
 
 
 def area(config: TrainConfig) -> float:
