@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..returns import gae
@@ -56,6 +57,12 @@ class ActorCritic:
         values, next_values = critic_values(policy, batch)
         flags = batch.terminated, batch.truncated
         return values, gae(batch.rewards, values.detach(), next_values, *flags, self.gamma, self.gae_lambda)
+
+    def targets(self, policy: BoundPolicy, batch: Batch) -> Tensor:
+        """What the critic is to predict, [N, T, E]: advantage + value, the λ-return."""
+        with torch.no_grad():
+            values, advantages = self.estimate(policy, batch)
+        return advantages + values
 
     def loss(self, policy: BoundPolicy, batch: Batch) -> AgentLosses:
         """The N losses; advantages and value targets (advantage + value) are constants.

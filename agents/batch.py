@@ -66,6 +66,9 @@ class Agent(Protocol):
     def needs_critic(self) -> bool:
         """Whether the policy must have a critic."""
 
+    def targets(self, policy: BoundPolicy, batch: Batch) -> Tensor:
+        """What the critic is to predict, constants, [N, T, E]."""
+
     def loss(self, policy: BoundPolicy, batch: Batch) -> AgentLosses:
         """The N losses of `policy` on `batch`; the gradient of their sum is the N gradients."""
 

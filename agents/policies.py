@@ -7,7 +7,7 @@ The flat vector of a policy is the concatenation of `p.reshape(-1)` over `policy
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,17 +46,24 @@ class StackedPolicy:
 
     An `MlpPolicy` is evaluated by batched matrix products of its stacked weights; any other module by
     `torch.func.vmap` over `functional_call`, where the points share the module's buffers, and layers that draw random
-    numbers are refused. The module's own parameters are never read.
+    numbers are refused. Of the module's own parameters only the shared ones are read.
 
     Args:
         policy: a module with `actor(obs) [B, O] -> [B, A]` and, if it has a critic, `critic(obs) [B, O] -> [B]`.
         distribution: what the actor's outputs are inputs of; by default `policy.distribution`.
+        shared: parameters of the module that all points have in common, as they are when the policy is bound: no part
+            of the flat vector, and no gradient reaches them.
 
     Raises:
         ConfigError: the module has no actor, or there is no distribution.
     """
 
-    def __init__(self, policy: nn.Module, distribution: ActionDistribution | None = None) -> None:
+    def __init__(
+        self,
+        policy: nn.Module,
+        distribution: ActionDistribution | None = None,
+        shared: Iterable[nn.Parameter] = (),
+    ) -> None:
         if not callable(getattr(policy, "actor", None)):
             raise ConfigError(f"A policy needs a method actor(obs), and {type(policy).__name__} has none.")
         distribution = getattr(policy, "distribution", None) if distribution is None else distribution
@@ -65,16 +72,21 @@ class StackedPolicy:
         self.policy = policy
         self.distribution: ActionDistribution = distribution
         self.has_critic = bool(getattr(policy, "has_critic", callable(getattr(policy, "critic", None))))
-        self._shapes = {name: parameter.shape for name, parameter in policy.named_parameters()}
+        identities = {id(parameter) for parameter in shared}
+        self._shared = {name for name, parameter in policy.named_parameters() if id(parameter) in identities}
+        parameters = ((name, p) for name, p in policy.named_parameters() if name not in self._shared)
+        self._shapes = {name: parameter.shape for name, parameter in parameters}
         self._sizes = [shape.numel() for shape in self._shapes.values()]
 
     @property
     def num_parameters(self) -> int:
-        """d, the length of the flat vector."""
+        """d, the length of the flat vector: without what is shared."""
         return sum(self._sizes)
 
     def unflatten(self, points: Tensor) -> dict[str, Tensor]:
         """Views of `points` [N, d] as stacked parameters [N, *shape], in the order of `policy.named_parameters()`.
+
+        What is shared is not among them.
 
         Raises:
             ConfigError: `points` is not [N, d].
@@ -96,6 +108,9 @@ class StackedPolicy:
             ConfigError: `points` is not [N, d].
         """
         stacked = self.unflatten(points)
+        for name, parameter in self.policy.named_parameters():
+            if name in self._shared:
+                stacked[name] = parameter.detach().expand(len(points), *parameter.shape)
         # Only the class itself is known to be two perceptrons: a subclass may compute anything.
         if type(self.policy) is MlpPolicy and not transforms:
             return _BoundMlp(self.policy, self.distribution, stacked)

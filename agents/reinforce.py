@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..returns import discounted_returns
 from .batch import AgentLosses, Batch, check_flag, check_number, combine_losses, critic_values
@@ -47,6 +48,16 @@ class Reinforce:
     def needs_critic(self) -> bool:
         """Whether a baseline is learnt."""
         return self.baseline
+
+    def targets(self, policy: BoundPolicy, batch: Batch) -> Tensor:
+        """What the baseline is to predict, [N, T, E]: the return.
+
+        Raises:
+            ConfigError: the policy has no critic, or the shapes do not fit.
+        """
+        with torch.no_grad():
+            _, next_values = critic_values(policy, batch)
+        return discounted_returns(batch.rewards, next_values, batch.terminated, batch.truncated, self.gamma)
 
     def loss(self, policy: BoundPolicy, batch: Batch) -> AgentLosses:
         """The N losses; returns and baselines are constants in the policy's part.

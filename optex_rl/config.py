@@ -71,8 +71,12 @@ class TrainConfig:
     normalize_advantage: bool = _option(True, "normalise the advantages of each point")
     clip_range: float = _option(0.2, "how far the probability ratio may leave 1 (ppo)")
     n_epochs: int = _option(10, "passes over the samples of an iteration (ppo)")
-    batch_size: int = _option(64, "samples of a minibatch (ppo)")
+    batch_size: int = _option(64, "samples of a minibatch (ppo, and the critic's updates)")
     target_kl: float | None = _option(None, "end the epochs beyond 1.5 times this divergence; none for no limit (ppo)")
+    n_critic_updates: int = _option(
+        0, "passes of a critic that all points share over the samples of an iteration; 0: it is part of each point"
+    )
+    critic_learning_rate: float = _option(1e-3, "learning rate of these passes, scheduled like the base's (Adam)")
     baseline: bool = _option(True, "subtract a learned baseline (reinforce)")
     normalize_obs: bool = _option(False, "normalise observations by running mean and variance")
     normalize_reward: bool = _option(False, "divide rewards by the running deviation of the discounted return")
@@ -96,13 +100,17 @@ class TrainConfig:
         for spec in dataclasses.fields(self):
             if spec.metadata["choices"] is not None:
                 check_choice(spec.name, getattr(self, spec.name), spec.metadata["choices"])
-        for name in ("iterations", "n_envs", "n_steps", "noise_repeat", "eval_episodes"):
+        for name in ("iterations", "n_envs", "n_steps", "batch_size", "noise_repeat", "eval_episodes"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("seed", self.seed, 0)
-        for name in ("eval_freq", "checkpoint_freq", "max_bad_iterations"):
+        for name in ("eval_freq", "checkpoint_freq", "max_bad_iterations", "n_critic_updates"):
             check_at_least(name, getattr(self, name), 0)
-        if not (0.0 <= self.learning_rate < math.inf):
-            raise ConfigError(f"learning_rate must be a number of at least 0, got {self.learning_rate}")
+        for name in ("learning_rate", "critic_learning_rate"):
+            if not (0.0 <= getattr(self, name) < math.inf):
+                raise ConfigError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
+        if self.n_critic_updates and (self.algo == "ppo" or (self.algo == "reinforce" and not self.baseline)):
+            algo = self.algo if self.algo == "ppo" else "reinforce without baseline"
+            raise ConfigError(f"n_critic_updates must be 0 with {algo}, got {self.n_critic_updates}: use a2c")
         if not math.isfinite(self.log_std_init):
             raise ConfigError(f"log_std_init must be a finite number, got {self.log_std_init}")
         self.optex_options()
@@ -152,10 +160,9 @@ class TrainConfig:
         }[self.algo]
         return {name: getattr(self, name) for name in names}
 
-    def learning_rate_at(self, iteration: int) -> float:
-        """Learning rate of an iteration, counted from 0."""
-        remaining = 1.0 - iteration / self.iterations
-        return self.learning_rate * (remaining if self.lr_schedule == "linear" else 1.0)
+    def schedule_at(self, iteration: int) -> float:
+        """Factor on the learning rates in an iteration, counted from 0."""
+        return 1.0 - iteration / self.iterations if self.lr_schedule == "linear" else 1.0
 
     def values(self) -> dict[str, Any]:
         """The options as plain values."""

@@ -1,15 +1,20 @@
-"""PPO's epochs: minibatch steps of the base optimizer on the experience that was just collected."""
+"""Epochs over the experience that was just collected: PPO's, and those of a critic that all points share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .agents import PPO, AgentLosses, Batch, Rows, StackedPolicy
+from .agents import PPO, Agent, AgentLosses, Batch, Rows, StackedPolicy
+from .config import TrainConfig
 from .errors import NonFiniteError
 from .flat import FlatBase
+from .losses import value_loss
+from .rollout import spawn_seeds
 
 
 class Epochs:
@@ -66,4 +71,71 @@ class Epochs:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
+        self.generator.set_state(state["generator"])
+
+
+class CriticUpdates:
+    """Fits one critic for all points to what they have just collected, by minibatch steps of an Adam of its own.
+
+    Policy-gradient codes fit the critic much further than they move the policy: ``train_v_iters`` of Spinning Up's VPG,
+    ``n_critic_updates`` of sb3-contrib's TRPO, which this follows: passes over all samples, in minibatches, towards
+    targets made once. Ours are the λ-returns of the old critic, over the samples of all N points, which share it: what
+    OptEx looks ahead with is the actor alone.
+
+    Args:
+        agent: gives the targets.
+        policy: the network, of which the critic is the shared part.
+        critic: its parameters.
+        config: gives ``n_critic_updates``, ``batch_size``, ``max_grad_norm`` and the seed of the order of the samples.
+    """
+
+    def __init__(
+        self, agent: Agent, policy: StackedPolicy, critic: Sequence[nn.Parameter], config: TrainConfig
+    ) -> None:
+        self.agent, self.policy, self.config = agent, policy, config
+        self.base = FlatBase(torch.optim.Adam(critic, config.critic_learning_rate), config.max_grad_norm)
+        self.generator = torch.Generator().manual_seed(spawn_seeds(config.seed, 5, 1)[0])
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Learning rate of the updates to come."""
+        self.base.groups[0]["lr"] = learning_rate
+
+    @contextmanager
+    def fitted(self, points: Tensor, batch: Batch, usable: Tensor | None = None) -> Iterator[None]:
+        """The critic after its updates, in the block and, unless that fails numerically, beyond it.
+
+        Args:
+            points: ``[N, d]``, the actors that collected ``batch``.
+            batch: their experience.
+            usable: mask ``[N]`` of the points whose samples count; all by default.
+
+        Raises:
+            NonFiniteError: a parameter became NaN or infinite; the critic is as before.
+        """
+        targets = self.agent.targets(self.policy.bind(points), batch)
+        rows = slice(None) if usable is None else usable
+        with self.base.undone_on_trouble():
+            self._update(batch.obs[rows].flatten(0, 2), targets[rows].flatten())
+            yield
+
+    @torch.enable_grad()
+    def _update(self, obs: Tensor, targets: Tensor) -> None:
+        """All passes over ``obs [B, O]`` and ``targets [B]``."""
+        optimizer = self.base.base
+        for _ in range(self.config.n_critic_updates):
+            order = torch.randperm(len(obs), generator=self.generator).to(obs.device)
+            for index in torch.split(order, self.config.batch_size):
+                values: Tensor = self.policy.policy.critic(obs[index])  # type: ignore[operator]  # it has a critic
+                value_loss(values[None], targets[index][None]).sum().backward()  # type: ignore[no-untyped-call]
+                self.base.clip()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of Adam, and the random numbers that the order of later samples depends on."""
+        return {"optimizer": self.base.base.state_dict(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.base.base.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,10 +43,18 @@ class FusedEvaluator:
         agent: gives the loss.
         collector: steps the environments.
         differentiate: whether the gradients are wanted; else they are zero.
+        shared: parameters of the network that all points have in common, see `StackedPolicy`.
     """
 
-    def __init__(self, policy: nn.Module, agent: Agent, collector: Collector, differentiate: bool = True) -> None:
-        self.policy = StackedPolicy(policy)
+    def __init__(
+        self,
+        policy: nn.Module,
+        agent: Agent,
+        collector: Collector,
+        differentiate: bool = True,
+        shared: Iterable[nn.Parameter] = (),
+    ) -> None:
+        self.policy = StackedPolicy(policy, shared=shared)
         self.agent = agent
         self.collector = collector
         self.differentiate = differentiate

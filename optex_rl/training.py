@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -15,8 +17,8 @@ from .agents import PPO, AgentLosses, MlpPolicy, make_agent, observation_size
 from .bases import fused_kwargs, make_base
 from .config import TrainConfig
 from .envs import make_vec
-from .epochs import Epochs
-from .errors import NotPositiveDefiniteError, NumericalError, NumericalWarning
+from .epochs import CriticUpdates, Epochs
+from .errors import ConfigError, NotPositiveDefiniteError, NumericalError, NumericalWarning
 from .evaluation import FusedEvaluator, evaluate_policy
 from .flat import FlatBase
 from .logs import EpisodeStatistics
@@ -45,7 +47,9 @@ class Trainer:
         policy = build_policy(config, envs) if policy is None else policy
         self.policy = policy.to(config.device)
         kwargs = fused_kwargs(config.optimizer)
-        base = make_base(config.optimizer, parameter_groups(policy), config.learning_rate, kwargs)
+        critic = critic_parameters(policy) if config.n_critic_updates else []
+        groups = parameter_groups(policy, without=critic)
+        base = make_base(config.optimizer, groups, config.learning_rate, kwargs)
         self.optimizer = OptEx.wrap(base, **asdict(config.optex_options()))
         self.normalizer = build_normalizer(config, envs)
         collector = Collector(
@@ -53,7 +57,8 @@ class Trainer:
         )
         # With one point nobody needs the gradient where PPO's epochs begin.
         only_epochs = isinstance(agent, PPO) and config.num_points == 1
-        self.evaluator = FusedEvaluator(policy, agent, collector, differentiate=not only_epochs)
+        self.evaluator = FusedEvaluator(policy, agent, collector, differentiate=not only_epochs, shared=critic)
+        self.critic = CriticUpdates(agent, self.evaluator.policy, critic, config) if critic else None
         self.epochs: Epochs | None = None
         if isinstance(agent, PPO):
             flat = FlatBase(base, config.max_grad_norm)
@@ -75,9 +80,12 @@ class Trainer:
                 is as it was before the last of them.
         """
         dropped = self.trouble.dropped
-        learning_rate = self.config.learning_rate_at(self.iteration)
+        schedule = self.config.schedule_at(self.iteration)
+        learning_rate = self.config.learning_rate * schedule
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        if self.critic is not None:
+            self.critic.set_learning_rate(self.config.critic_learning_rate * schedule)
         for _ in range(self.config.evaluations):
             losses = self._evaluate_and_step()
             self.normalizer.update()  # after each evaluation, so that target stays vanilla with fewer reports
@@ -135,10 +143,12 @@ class Trainer:
         if usable is not None:
             losses = AgentLosses(*(value[usable] for value in losses))
         self._refresh(0 if usable is None else int(usable.int().argmax()))
+        batch = self.evaluator.batch
+        assert batch is not None, "there was an evaluation"
         if self.epochs is not None:
-            assert self.evaluator.batch is not None
-            losses = self.epochs(points, self.evaluator.batch, usable)
-        self.optimizer.tell(gradients, told, usable)  # after epochs it only remembers: the parameters have moved
+            losses = self.epochs(points, batch, usable)
+        with nullcontext() if self.critic is None else self.critic.fitted(points, batch, usable):
+            self.optimizer.tell(gradients, told, usable)  # after epochs it only remembers: the parameters have moved
         return losses
 
     def _refresh(self, point: int) -> None:
@@ -179,6 +189,7 @@ class Trainer:
             "episodes": self.episodes.state_dict(),
             "trouble": self.trouble.state_dict(),
             "epochs": None if self.epochs is None else self.epochs.state_dict(),
+            "critic": None if self.critic is None else self.critic.state_dict(),
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             "best_return": self.best_return,
@@ -194,6 +205,8 @@ class Trainer:
         self.trouble.load_state_dict(state["trouble"])
         if self.epochs is not None:
             self.epochs.load_state_dict(state["epochs"])
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])
         self.iteration, self.env_steps = state["iteration"], state["env_steps"]
         self.best_return = state["best_return"]
 
@@ -224,9 +237,27 @@ def build_normalizer(config: TrainConfig, envs: VectorEnv[Any, Any, Any]) -> Nor
     return Normalizer(features, envs.num_envs, config.gamma, **flags)
 
 
-def parameter_groups(policy: nn.Module) -> list[dict[str, Any]]:
-    """One named group for each part that a policy names (actor, critic), else one for all parameters."""
+def parameter_groups(policy: nn.Module, without: Sequence[nn.Parameter] = ()) -> list[dict[str, Any]]:
+    """One named group for each part that a policy names (actor, critic), else one for all parameters.
+
+    A part whose parameters are among those ``without`` which the groups are to be is left out.
+    """
     parts = getattr(policy, "parameter_groups", None)
     if parts is None:
         return [{"params": list(policy.parameters())}]
-    return [{"params": parameters, "name": name} for name, parameters in parts()]
+    left_out = {id(parameter) for parameter in without}
+    return [{"params": part, "name": name} for name, part in parts() if id(part[0]) not in left_out]
+
+
+def critic_parameters(policy: nn.Module) -> list[nn.Parameter]:
+    """The part of a policy that it names "critic".
+
+    Raises:
+        ConfigError: it names none.
+    """
+    parts = getattr(policy, "parameter_groups", None)
+    critic: list[nn.Parameter] = [] if parts is None else dict(parts()).get("critic", [])
+    if not critic:
+        name = type(policy).__name__
+        raise ConfigError(f"n_critic_updates needs a part 'critic' in {name}.parameter_groups(): name it, or use 0")
+    return critic
