@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
+from torch.optim import Optimizer
 
 from .agents import MlpPolicy
 from .checkpoints import check_like
@@ -65,7 +66,9 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
                 raise RunFolderError(f"{path}.{name} is missing")
             check_like(f"{path}.{name}", content[name], like)
         _check_numbers(path, content)
-        _check_base(f"{path}.optimizer", content["optimizer"], trainer)
+        _check_base(f"{path}.optimizer", content["optimizer"], trainer.optimizer.base)
+        if trainer.critic is not None:
+            _check_base(f"{path}.critic.optimizer", content["critic"]["optimizer"], trainer.critic.base.base)
         _check_history(f"{path}.optimizer.optex", content["optimizer"]["optex"], trainer)
         trainer.load_state_dict(content)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
@@ -105,7 +108,7 @@ def _check_numbers(path: Path, content: dict[str, Any]) -> None:
             raise RunFolderError(f"{path}.{name} must be a number of at least 0, it is {value}")
     for entry in content["episodes"]["window"]:
         check_like(f"{path}.episodes.window", entry, [0.0, 0])
-    for name in ("policy", "optimizer", "normalizer", "collector"):
+    for name in ("policy", "optimizer", "critic", "normalizer", "collector"):
         _check_finite(f"{path}.{name}", content[name])
 
 
@@ -118,16 +121,16 @@ def _check_finite(path: str, value: Any) -> None:
             _check_finite(f"{path}.{key}", entry)
 
 
-def _check_base(path: str, state: dict[str, Any], trainer: Trainer) -> None:
-    """Refuse groups and a state of the base optimizer that neither its construction nor a step would have made."""
-    flat = FlatBase(trainer.optimizer.base)
+def _check_base(path: str, state: dict[str, Any], base: Optimizer) -> None:
+    """Refuse groups and a state of a base optimizer that neither its construction nor a step would have made."""
+    flat = FlatBase(base)
     zero = torch.zeros_like(flat.point())
     with flat.rewound():
         if state["state"] or any(group.get("step") for group in state["param_groups"]):
-            if isinstance(flat.base, RefreshedBase):
-                flat.base.forget()
+            if isinstance(base, RefreshedBase):
+                base.forget()
             flat.step(zero, lambda _: zero)
-        template = trainer.optimizer.base.state_dict()
+        template = base.state_dict()
         for name in ("param_groups", "state"):
             check_like(f"{path}.{name}", state[name], template[name])
 
