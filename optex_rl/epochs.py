@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .agents import PPO, Agent, AgentLosses, Batch, Rows, StackedPolicy
+from .bases import fused_kwargs, make_base
 from .config import TrainConfig
 from .errors import NonFiniteError
-from .flat import FlatBase
+from .flat import FlatBase, Walker
 from .losses import value_loss
 from .rollout import spawn_seeds
 
@@ -93,7 +94,11 @@ class CriticUpdates:
         self, agent: Agent, policy: StackedPolicy, critic: Sequence[nn.Parameter], config: TrainConfig
     ) -> None:
         self.agent, self.policy, self.config = agent, policy, config
-        self.base = FlatBase(torch.optim.Adam(critic, config.critic_learning_rate), config.max_grad_norm)
+        adam = make_base("adam", critic, config.critic_learning_rate, fused_kwargs("adam"))
+        self.base = FlatBase(adam, config.max_grad_norm)
+        own = {id(parameter) for parameter in critic}
+        others = [parameter for parameter in policy.policy.parameters() if id(parameter) not in own]
+        self.critic = StackedPolicy(policy.policy, shared=others)  # as a function of its own parameters
         self.generator = torch.Generator().manual_seed(spawn_seeds(config.seed, 5, 1)[0])
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -115,21 +120,20 @@ class CriticUpdates:
         targets = self.agent.targets(self.policy.bind(points), batch)
         rows = slice(None) if usable is None else usable
         with self.base.undone_on_trouble():
-            self._update(batch.obs[rows].flatten(0, 2), targets[rows].flatten())
+            with self.base.walk() as walker:
+                self._update(walker, batch.obs[rows].flatten(0, 2), targets[rows].flatten())
             yield
 
-    @torch.enable_grad()
-    def _update(self, obs: Tensor, targets: Tensor) -> None:
+    def _update(self, walker: Walker, obs: Tensor, targets: Tensor) -> None:
         """All passes over ``obs [B, O]`` and ``targets [B]``."""
-        optimizer = self.base.base
         for _ in range(self.config.n_critic_updates):
             order = torch.randperm(len(obs), generator=self.generator).to(obs.device)
             for index in torch.split(order, self.config.batch_size):
-                values: Tensor = self.policy.policy.critic(obs[index])  # type: ignore[operator]  # it has a critic
-                value_loss(values[None], targets[index][None]).sum().backward()  # type: ignore[no-untyped-call]
-                self.base.clip()
-                optimizer.step()
-                optimizer.zero_grad()
+                point = walker.point().detach()[None].requires_grad_()
+                values = self.critic.critic(point, obs[index][None])
+                (gradient,) = torch.autograd.grad(value_loss(values, targets[index][None]).sum(), point)
+                with torch.no_grad():
+                    walker.step(gradient[0])
 
     def state_dict(self) -> dict[str, Any]:
         """State of Adam, and the random numbers that the order of later samples depends on."""
