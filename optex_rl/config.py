@@ -55,7 +55,9 @@ class TrainConfig:
     parallelism: int = _option(4, "N: points (optex), steps (target) or batches (data-parallel) per iteration")
     n_envs: int = _option(8, "environments per point")
     n_steps: int = _option(128, "steps per environment and evaluation")
-    history_size: int = _option(40, "pairs of parameters and gradient that the estimate rests on")
+    history_size: int | None = _option(
+        None, "pairs of parameters and gradient that the estimate rests on; none for 20, or 3 for each point if more"
+    )
     kernel: str = _option("matern52", "kernel of the estimate: matern52, matern32, matern12 or rbf")
     lengthscale: float | str = _option("auto", "length scale: a number, 'median', or 'auto' by evidence")
     noise: float | str = _option("auto", "gradient noise: a number, or 'auto' by evidence")
@@ -148,7 +150,10 @@ class TrainConfig:
         """The options of the optimizer; methods other than optex are the base, which is OptEx with one point."""
         check_at_least("parallelism", self.parallelism, 1)
         names = {spec.name for spec in dataclasses.fields(OptExOptions)} - {"parallelism", "without_closure"}
-        return OptExOptions(parallelism=self.num_points, **{name: getattr(self, name) for name in names})
+        options = {name: getattr(self, name) for name in names}
+        if self.history_size is None:
+            options["history_size"] = max(20, 3 * self.parallelism)
+        return OptExOptions(parallelism=self.num_points, **options)
 
     def agent_options(self) -> dict[str, Any]:
         """The hyper-parameters of the agent."""

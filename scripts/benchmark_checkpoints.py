@@ -35,7 +35,7 @@ def main() -> None:
         assert result.run_dir is not None
         size = (result.run_dir / "checkpoint.pt").stat().st_size
     d, total = sum(p.numel() for p in result.policy.parameters()), result.rows[-1]["time/wall_time"]
-    sizes = f"d = {d:,}, T0 = {config.history_size}, N = {config.parallelism}"
+    sizes = f"d = {d:,}, T0 = {config.optex_options().history_size}, N = {config.parallelism}"
     print(f"{sizes}: {config.iterations} iterations in {total:.1f} s")
     print(f"a checkpoint of {size / 1e6:.2f} MB every {config.checkpoint_freq} iterations and at both ends")
     print(f"share of the training time: {result.saving:.2f} s, {result.saving / total:.2%}")

@@ -36,7 +36,7 @@ def medians(env: str, options: argparse.Namespace) -> list[list[float]]:
         Trainer(TrainConfig(env=env, algo=options.algo, parallelism=N, history_size=options.history_size))
         for N in options.parallelism
     ]
-    warm_up = options.history_size // min(N for N in options.parallelism if N > 1) + 2
+    warm_up = max(-(-trainer.optimizer.options.history_size // trainer.config.parallelism) for trainer in trainers) + 2
     times: list[list[tuple[float, float, float]]] = [[] for _ in trainers]
     for round_number in range(warm_up + options.rounds):
         for trainer, rows in zip(trainers, times, strict=True):
@@ -54,11 +54,13 @@ def main() -> None:
     parser.add_argument("--envs", nargs="+", default=TASKS)
     parser.add_argument("--algo", default="a2c")
     parser.add_argument("--parallelism", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--history-size", type=int, default=40)
+    parser.add_argument("--history-size", type=int, help="pairs in the history (default: that of TrainConfig)")
     parser.add_argument("--rounds", type=int, default=60)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{options.algo}, 8 environments × 128 steps per point, T0 = {options.history_size}; × of the first N\n")
+    sizes = [TrainConfig(parallelism=N, history_size=options.history_size) for N in options.parallelism]
+    words = ", ".join(f"{config.optex_options().history_size} (N = {config.parallelism})" for config in sizes)
+    print(f"{options.algo}, 8 environments × 128 steps per point, T0 = {words}; × of the first N\n")
     print("| task | N | propose, ms | evaluate, ms | select, ms | evaluation, × | whole iteration, × |")
     print("|---|---|---|---|---|---|---|")
     for env in options.envs:

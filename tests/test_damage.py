@@ -227,7 +227,16 @@ ODD = st.one_of(
     st.tuples(st.integers(-1, 5)),
 )
 # What is large beyond reason is a question of memory, not of sense.
-SIZES = ("n_envs", "n_steps", "parallelism", "history_size", "stride", "iterations", "eval_episodes")
+SIZES = (
+    "n_envs",
+    "n_steps",
+    "parallelism",
+    "history_size",
+    "stride",
+    "iterations",
+    "eval_episodes",
+    "n_critic_updates",
+)
 NAMES = [field.name for field in dataclasses.fields(TrainConfig)]
 
 

@@ -14,7 +14,7 @@ from optex_rl.cli import main
 from optex_rl.config import load_config
 from optex_rl.envs import make_vec
 from optex_rl.settings import tuned_options, tuned_tasks
-from optex_rl.training import build_policy
+from optex_rl.training import Trainer, build_policy
 
 TASKS = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "LunarLander-v3"]
 NOT_OF_A_TASK = {"env", "algo", "seed", "device", "logdir", "run_name", "progress_bar", "eval_freq", "eval_episodes"}
@@ -101,3 +101,12 @@ def test_log_std_init_reaches_the_policy() -> None:
     policy = build_policy(TrainConfig(env="Pendulum-v1", log_std_init=-1.5), envs)
     distribution = policy.actor(torch.zeros(1, 3))
     assert distribution[0, 1].item() == -1.5
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "given", "expected"), [(2, None, 20), (4, None, 20), (16, None, 48), (4, 7, 7)]
+)
+def test_the_history_grows_with_the_points(parallelism: int, given: int | None, expected: int) -> None:
+    config = TrainConfig(parallelism=parallelism, history_size=given)
+    assert config.optex_options().history_size == expected
+    assert Trainer(config).optimizer.options.history_size == expected
