@@ -73,8 +73,9 @@ class KFAC(Preconditioned):
         if isinstance(distribution, DiagonalGaussian) and log_std_of(policy) is None:
             raise ConfigError("K-FAC needs the logarithms of the deviations to be a parameter named log_std")
         in_layers = {id(p) for m in policy.modules() if isinstance(m, LAYERS) for p in m.parameters(recurse=False)}
+        own = {id(p) for p in self._parameters()}
         for name, parameter in policy.named_parameters():
-            if id(parameter) not in in_layers and parameter is not log_std_of(policy):
+            if id(parameter) in own - in_layers and parameter is not log_std_of(policy):
                 raise ConfigError(
                     f"K-FAC knows linear and convolutional layers, and {name!r} is in none; use 'natural'"
                 )
@@ -84,11 +85,12 @@ class KFAC(Preconditioned):
         """Compute and invert the factors on the observations of the batch; see `RefreshedBase`."""
         policy, objective = self._bound()
         observations = objective.observations(batch)
+        own = {id(p) for p in self._parameters()}
         inputs: dict[nn.Module, Tensor] = {}
         outputs: dict[nn.Module, Tensor] = {}
         for critic in (False, True) if StackedPolicy(policy).has_critic else (False,):
             seed = int(torch.randint(2**31, (), generator=generator))
-            for layer, A, G in layer_factors(_Likelihood(policy, critic), observations, seed):
+            for layer, A, G in layer_factors(_Likelihood(policy, critic), observations, seed, own):
                 inputs[layer] = A
                 outputs[layer] = outputs[layer] + G if layer in outputs else G  # the Fisher matrices of both add up
         if not all(factor.isfinite().all() for factor in (*inputs.values(), *outputs.values())):
@@ -125,13 +127,21 @@ def log_std_of(policy: nn.Module) -> nn.Parameter | None:
     return next((p for name, p in policy.named_parameters() if name.rpartition(".")[2] == "log_std"), None)
 
 
-def layer_factors(network: _Likelihood, observations: Tensor, seed: int) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
-    """The layers that a network uses, with their factors A ``[in, in]`` and G ``[out, out]``."""
+def layer_factors(
+    network: _Likelihood, observations: Tensor, seed: int, own: set[int] | None = None
+) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
+    """The layers that a network uses, with their factors A ``[in, in]`` and G ``[out, out]``.
+
+    Only those whose weights are trained, and among the ``own`` parameters, which are known by identity; None for all.
+    """
     output = network(observations)
     layers = [m for m in network.modules() if isinstance(m, LAYERS)]
     weights = [layer.weight for layer in layers if layer.weight.requires_grad]
     used = torch.autograd.grad(output.sum(), weights, allow_unused=True)
-    params = [weight for weight, gradient in zip(weights, used, strict=True) if gradient is not None]
+    pairs = zip(weights, used, strict=True)
+    params = [w for w, gradient in pairs if gradient is not None and (own is None or id(w) in own)]
+    if not params:
+        return
     B = len(observations)
     classes = isinstance(network.loss, nn.CrossEntropyLoss)
     # Only the shape of the targets is looked at: labels are drawn from the network's distribution.

@@ -46,17 +46,17 @@ class Preconditioned(Optimizer, ABC):
         super().__init__(params, defaults)
 
     def bind(self, objective: Objective) -> None:
-        """Take the objective, whose policy has the parameters of this optimizer.
+        """Take the objective, whose policy has the parameters of this optimizer; any others that it has stand still.
 
         Raises:
-            ConfigError: there is no policy, it has other parameters, or it cannot be used here.
+            ConfigError: there is no policy, it has not these parameters, or it cannot be used here.
         """
         name = type(self).__name__
         if objective.policy is None:
             raise ConfigError(f"{name} needs the policy: bind an Objective with one")
-        theirs = [id(p) for p in objective.policy.parameters()]
-        if theirs != [id(p) for p in self._parameters()]:
-            raise ConfigError(f"{name} must have all parameters of the policy, in the order of policy.parameters()")
+        own = [id(p) for p in self._parameters()]
+        if own != [id(p) for p in objective.policy.parameters() if id(p) in set(own)]:
+            raise ConfigError(f"{name} must have parameters of the policy, in the order of policy.parameters()")
         self._check_policy(objective.policy)
         self._objective = objective
 
@@ -183,7 +183,8 @@ class NaturalGradient(Preconditioned):
         """v → F v at the anchor."""
         if observations is None:
             return torch.zeros_like
-        policy = StackedPolicy(self._bound()[0])
+        module, own = self._bound()[0], {id(p) for p in self._parameters()}
+        policy = StackedPolicy(module, shared=[p for p in module.parameters() if id(p) not in own])
         anchor = flatten([self.state[p]["anchor"] for p in self._parameters()])
 
         def outputs(point: Tensor) -> Tensor:

@@ -330,6 +330,26 @@ def test_factors_of_a_shared_layer_add_up() -> None:
     torch.testing.assert_close(base.state[policy.trunk.bias]["output"], inverse(G, 0.1))
 
 
+@pytest.mark.parametrize("name", ["kfac", "natural"])
+@every_space
+def test_the_actor_alone_steps_as_it_does_beside_its_critic(name: str, space: str) -> None:
+    """Actor and critic share no layer: the Fisher matrix is in two blocks, and the actor's is its own."""
+    policies = [policy_of(space) for _ in range(2)]
+    for policy, whole in zip(policies, (True, False), strict=True):
+        parameters = list((policy if whole else policy.actor_net).parameters())
+        kwargs = {"cg_iterations": 200} if name == "natural" else {}  # to the exact solution
+        base: Any = make_base(name, parameters, 0.1, kwargs)
+        base.bind(Objective(policy=policy, observations=lambda batch: batch))
+        base.refresh(observations(), stream(4))
+        for index, parameter in enumerate(policy.actor_net.parameters()):
+            parameter.grad = torch.randn(parameter.shape, dtype=parameter.dtype, generator=stream(index))
+        for parameter in policy.critic_net.parameters():
+            parameter.grad = torch.zeros_like(parameter) if whole else None
+        base.step()
+    for one, other in zip(policies[0].parameters(), policies[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 class Beta:
     """A distribution that nobody knows more of."""
 
@@ -365,8 +385,10 @@ def test_misuse_is_one_sentence(cls: Any) -> None:
         base.refresh(observations(), stream())
     with pytest.raises(ConfigError, match="needs the policy: bind an Objective with one"):
         base.bind(Objective())
-    with pytest.raises(ConfigError, match="must have all parameters of the policy, in the order"):
-        cls(list(policy.parameters())[1:], lr=0.1).bind(Objective(policy=policy))
+    with pytest.raises(ConfigError, match="must have parameters of the policy, in the order"):
+        cls(list(policy.parameters())[::-1], lr=0.1).bind(Objective(policy=policy))
+    with pytest.raises(ConfigError, match="must have parameters of the policy, in the order"):
+        cls([*policy.parameters(), nn.Parameter(torch.zeros(1))], lr=0.1).bind(Objective(policy=policy))
     with pytest.raises(ConfigError, match="damping must be positive, got 0"):
         make_base(cls, policy.parameters(), 0.1, {"damping": 0})
     with pytest.raises(ConfigError, match="lr must be at least 0, got -1"):
