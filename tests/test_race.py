@@ -82,7 +82,7 @@ def test_methods_make_a_configuration(method: str, tmp_path: Path) -> None:
 def test_the_base_is_the_tuned_setting_of_each_task(tmp_path: Path) -> None:
     tuned = TrainConfig.recommended("Pendulum-v1", "a2c")
     (config,) = budget(race(tmp_path, overrides={}, learning_rates=[0.5]), "Pendulum-v1", "target").values()
-    assert config.learning_rate == tuned.learning_rate / 2 == 0.001
+    assert config.learning_rate == tuned.learning_rate / 2 == 0.002
     assert (config.gamma, config.iterations, config.method) == (tuned.gamma, tuned.iterations, "target")
 
 
