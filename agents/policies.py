@@ -7,10 +7,9 @@ The flat vector of a policy is the concatenation of `p.reshape(-1)` over `policy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -21,6 +20,7 @@ from .mlp import ActorCriticPolicy as ActorCriticPolicy
 from .mlp import MlpPolicy as MlpPolicy
 from .mlp import encode_observations as encode_observations
 from .mlp import observation_size as observation_size
+from .perceptron import ACTIVATIONS, StackedPerceptron
 
 
 class BoundPolicy(Protocol):
@@ -39,6 +39,17 @@ class BoundPolicy(Protocol):
 
     def critic(self, obs: Tensor) -> Tensor:
         """Row n of `obs` through the critic of point n: [N, B, O] -> [N, B]."""
+
+    def act(self, obs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`actor(obs)`, and what `remember` wants beside it, [N, B, ·] each; to be called in `torch.no_grad` mode."""
+
+    def remember(self, obs: Tensor, steps: Sequence[tuple[Tensor, ...]]) -> None:
+        """Spare the calls `actor(obs)` to come what `act` has computed, for this one tensor and no copy of it.
+
+        Args:
+            obs: [N, T·B, O], the observations of T calls of `act`, one after the other.
+            steps: what these calls returned beside the actor's outputs.
+        """
 
 
 class StackedPolicy:
@@ -130,13 +141,27 @@ class _BoundMlp:
 
     def __init__(self, policy: MlpPolicy, distribution: ActionDistribution, stacked: dict[str, Tensor]) -> None:
         self.distribution, self.has_critic = distribution, policy.has_critic
-        activation = _IN_PLACE[policy.activation]
-        self._actor = _StackedPerceptron("actor_net", stacked, activation)
-        self._critic = _StackedPerceptron("critic_net", stacked, activation) if policy.has_critic else None
+        activation = ACTIVATIONS[policy.activation]
+        self._actor = StackedPerceptron("actor_net", stacked, activation)
+        self._critic = StackedPerceptron("critic_net", stacked, activation) if policy.has_critic else None
         self._log_std = stacked.get("actor_net.gaussian.log_std")
+        self._seen: Tensor | None = None
+        self._hidden: list[Tensor] = []  # outputs of the actor's hidden layers for `_seen`, [N, B, H] each
 
     def actor(self, obs: Tensor) -> Tensor:
-        outputs = self._actor(obs)
+        known = self._hidden if self._seen is not None and obs.is_set_to(self._seen) else []
+        return self._inputs(self._actor(obs, known))
+
+    def act(self, obs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        outputs, hidden = self._actor.trace(obs)
+        return self._inputs(outputs), hidden
+
+    def remember(self, obs: Tensor, steps: Sequence[tuple[Tensor, ...]]) -> None:
+        self._seen = obs
+        self._hidden = [torch.cat(layer, dim=1) for layer in zip(*steps, strict=True)]
+
+    def _inputs(self, outputs: Tensor) -> Tensor:
+        """Inputs of the distribution [N, B, A], from outputs of the network."""
         if self._log_std is None:
             return outputs
         return torch.cat([outputs, self._log_std.unsqueeze(1).expand_as(outputs)], dim=-1)
@@ -145,81 +170,6 @@ class _BoundMlp:
         if self._critic is None:
             raise ConfigError("This policy was made with critic=False and has no values.")
         return self._critic(obs).squeeze(-1)
-
-
-class _Head(torch.autograd.Function):
-    """Affine layer with few outputs, [N, B, in], [N, out, in], [N, 1, out] -> [N, B, out].
-
-    `torch.baddbmm`, but for the gradient of the weights: the product with the few outputs as its rows, not as its
-    columns, took a ninth of the time where measured.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, weight)
-        return torch.baddbmm(bias, rows, weight.mT)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        (gradient,), (rows, weight) = grad_outputs, ctx.saved_tensors
-        return gradient @ weight, gradient.mT @ rows, gradient.sum(1, keepdim=True)
-
-
-class _StackedPerceptron:
-    """A perceptron at N points; the transposed views of its weights are made once."""
-
-    def __init__(self, network: str, stacked: dict[str, Tensor], activation: Callable[[Tensor], Tensor]) -> None:
-        layers = [name.removesuffix(".weight") for name in stacked if name.startswith(network) and "weight" in name]
-        # [N, 1, fan_out] and [N, fan_out, fan_in]
-        terms = [(stacked[f"{layer}.bias"].unsqueeze(1), stacked[f"{layer}.weight"]) for layer in layers]
-        self._hidden = [(bias, weight.mT) for bias, weight in terms[:-1]]
-        self._head, self._activation = terms[-1], activation
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        for bias, weight in self._hidden:
-            rows = self._activation(torch.baddbmm(bias, rows, weight))
-        bias, weight = self._head
-        if not torch.is_grad_enabled():
-            return torch.baddbmm(bias, rows, weight.mT)
-        outputs: Tensor = _Head.apply(rows, weight, bias)  # type: ignore[no-untyped-call]  # torch does not annotate apply
-        return outputs
-
-
-class _TanhInPlace(torch.autograd.Function):
-    """tanh by NumPy, overwriting its argument: NumPy's is vectorised, torch's took 13 times as long where measured."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        np.tanh(x.numpy(), out=x.numpy())
-        ctx.mark_dirty(x)
-        ctx.save_for_backward(x)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Tensor:
-        (tanh,) = ctx.saved_tensors
-        gradient: Tensor = grad_outputs[0]
-        if torch.is_grad_enabled():  # to be differentiated again
-            gradient = torch.ops.aten.tanh_backward(gradient, tanh)
-        else:
-            # In place, as in a perceptron the gradient comes from the next layer's product, and nobody else has it: a
-            # new array of this size, not yet mapped, costs several times the arithmetic.
-            torch.ops.aten.tanh_backward.grad_input(gradient, tanh, grad_input=gradient)
-        return gradient
-
-
-def _tanh_(x: Tensor) -> Tensor:
-    """tanh in place; NumPy's on a CPU, in the two dtypes that it vectorises."""
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
-        return x.tanh_()
-    if x.requires_grad:
-        y: Tensor = _TanhInPlace.apply(x)  # type: ignore[no-untyped-call]  # torch does not annotate apply
-        return y
-    np.tanh(x.numpy(), out=x.numpy())
-    return x
-
-
-_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {"tanh": _tanh_, "relu": torch.relu_}
 
 
 class _Call(nn.Module):
@@ -251,6 +201,12 @@ class _BoundModule:
         if not self.has_critic:
             raise ConfigError(f"{type(self._call.policy).__name__} has no critic.")
         return self._vmapped("critic", obs, ())
+
+    def act(self, obs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.actor(obs), ()
+
+    def remember(self, obs: Tensor, steps: Sequence[tuple[Tensor, ...]]) -> None:
+        """Nothing: the module's inner values are its own."""
 
     def _vmapped(self, method: str, obs: Tensor, trailing: tuple[int, ...]) -> Tensor:
         def one(parameters: dict[str, Tensor], rows: Tensor) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from .agents import Agent, AgentLosses, Batch, StackedPolicy, encode_observation
 from .normalization import Normalizer
 from .objective import Objective
 from .rollout import Collector, Episode
+
+KEPT_BYTES: Final = 2**25 - 2**16  # just below the 32 MiB that glibc lets its threshold rise to on its own
 
 
 class Evaluation(NamedTuple):
@@ -59,6 +61,7 @@ class FusedEvaluator:
         self.collector = collector
         self.differentiate = differentiate
         self.batch: Batch | None = None  # the experience of the last evaluation, for a look at what went wrong
+        keep_freed_memory()
 
     def __call__(self, points: Tensor) -> Evaluation:
         """Loss and gradient at ``points [N, d]``."""
@@ -85,6 +88,16 @@ class FusedEvaluator:
     def _loss(self, point: Tensor, batch: Batch) -> Tensor:
         """The loss of one parameter set ``[d]``, through operations that `torch.func` can differentiate."""
         return self.agent.loss(self.policy.bind(point[None], transforms=True), batch).total[0]
+
+
+def keep_freed_memory() -> None:
+    """Have the process keep freed arrays of up to 32 MiB for the next ones, not return them to the system each time.
+
+    A page that comes back from the system costs more to touch than the arithmetic on it. glibc returns arrays above a
+    threshold, which rises when a larger one is freed (mallopt(3), M_MMAP_THRESHOLD): so one is made, never touched, and
+    freed. With other C libraries, or where the environment has set the threshold, nothing happens.
+    """
+    torch.empty(KEPT_BYTES, dtype=torch.uint8)
 
 
 def play_episodes(

@@ -105,7 +105,7 @@ class Collector:
         have started new episodes, and those that ended in such a return are not among the episodes.
 
         Args:
-            policy: the N policies.
+            policy: the N policies; they remember what they compute of the batch's observations.
             device: where the policies live, and the batch will.
         """
         N, T, E = self.shape
@@ -114,10 +114,12 @@ class Collector:
         noise = np.stack([policy.distribution.noise(g, (draws, E)) for g in self.generators], axis=1)
         noises = torch.from_numpy(noise.repeat(self.noise_repeat, axis=0)).to(device)
         window = _Window(T, N * E)
+        steps = []
         with torch.no_grad():
             for t in range(T):
                 seen = torch.from_numpy(self.normalizer.observations(self._obs))
-                inputs = policy.actor(seen.view(N, E, -1).to(device))
+                inputs, computed = policy.act(seen.view(N, E, -1).to(device))
+                steps.append(computed)
                 actions = policy.distribution.sample(inputs, noises[t]).flatten(0, 1).cpu().numpy()
                 obs, *outcome, infos = self.envs.step(policy.distribution.to_env(actions))
                 window.add(self._obs, actions, *outcome)
@@ -127,6 +129,7 @@ class Collector:
         self.broken = window.broken(self._obs)
         self.normalizer.see(*window.seen(), self.broken)
         rollout = Rollout(window.batch(self._obs, N, device, self.normalizer), window.episodes(E))
+        policy.remember(rollout.batch.obs.flatten(1, 2), steps)
         if self.broken.any():
             self._restart(self.broken)
         return rollout

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from optex_rl.agents import Categorical, MlpPolicy, make_agent
+from optex_rl.agents import Categorical, MlpPolicy, make_agent, observation_size
 from optex_rl.envs import NativeVectorEnv, make_vec
 from optex_rl.evaluation import FusedEvaluator, evaluate_policy
+from optex_rl.normalization import Normalizer
 from optex_rl.rollout import Collector
 
 
-def make_evaluator(env_id: str, algo: str, num_points: int, n_envs: int = 4) -> FusedEvaluator:
-    envs = make_vec(env_id, num_points * n_envs)
-    policy = MlpPolicy(envs.single_observation_space, envs.single_action_space, net_arch=(16, 16))
-    return FusedEvaluator(policy, make_agent(algo), Collector(envs, num_points, 32, seed=0))
+def make_evaluator(env_id: str, algo: str, num_points: int, normalize: bool = False) -> FusedEvaluator:
+    envs = make_vec(env_id, num_points * 4)
+    spaces = envs.single_observation_space, envs.single_action_space
+    normalizer = Normalizer(observation_size(spaces[0]), envs.num_envs, 0.99, obs=normalize)
+    policy = MlpPolicy(*spaces, net_arch=(16, 16))
+    return FusedEvaluator(policy, make_agent(algo), Collector(envs, num_points, 32, 0, normalizer))
 
 
 @pytest.mark.parametrize("algo", ["a2c", "reinforce"])
@@ -33,6 +41,47 @@ def test_gradient_of_a_point_does_not_depend_on_the_others(env_id: str, algo: st
     assert difference < 1e-4
     assert torch.allclose(together.losses.total[0], alone.losses.total[0], rtol=1e-4)
     assert not together.losses.total.requires_grad
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_gradient_is_that_of_the_loss_on_the_batch(env_id: str, normalize: bool) -> None:
+    """What the rollout computed and the gradient takes over belongs to the same rows as the batch."""
+    evaluator = make_evaluator(env_id, "a2c", 3, normalize)
+    points = 0.3 * torch.randn(3, evaluator.policy.num_parameters, generator=torch.Generator().manual_seed(1))
+    evaluator(points)
+    evaluator.collector.normalizer.update()
+    gradients = evaluator(points).gradients
+    points.requires_grad_()
+    assert evaluator.batch is not None
+    losses = evaluator.agent.loss(evaluator.policy.bind(points), evaluator.batch)
+    (expected,) = torch.autograd.grad(losses.total.sum(), points)
+    assert (gradients - expected).norm() < 1e-5 * expected.norm()
+
+
+FAULTS = """
+import resource, torch
+from optex_rl.evaluation import keep_freed_memory
+
+def faults():
+    arrays = [torch.ones(2**19) for _ in range(8)]  # 2 MiB each, 4096 pages in all
+    del arrays
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    arrays = [torch.ones(2**19) for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults(), keep_freed_memory(), faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such threshold")
+def test_freed_memory_is_kept() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", FAULTS]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    before, _, after = printed.split()
+    assert int(before) > 1000
+    assert int(after) < 100
 
 
 def test_points_are_left_alone() -> None:

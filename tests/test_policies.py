@@ -138,6 +138,43 @@ def test_derivatives_by_hand_equal_vmap(name: str, again: bool) -> None:
     torch.testing.assert_close(derivative(policy), derivative(general), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("name", ["tanh", "box", "relu", "linear", "shared"])
+def test_remembered_steps_change_nothing_but_the_work(name: str, again: bool) -> None:
+    policy = architectures()[name].double()
+    obs = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0)).double()
+
+    def derivative(remember: bool) -> tuple[Tensor, Tensor]:
+        points = stack(policy, 3).requires_grad_()
+        bound = StackedPolicy(policy).bind(points)
+        with torch.no_grad():
+            inputs, steps = zip(*(bound.act(part) for part in torch.split(obs, 2, dim=1)), strict=True)
+        if remember:
+            bound.remember(obs, steps)
+        outputs = bound.actor(obs.view_as(obs))
+        torch.testing.assert_close(torch.cat(inputs, dim=1), outputs)
+        (gradient,) = torch.autograd.grad(outputs.pow(3).sum(), points, create_graph=again)
+        gradient = torch.autograd.grad((gradient * points.detach()).sum(), points)[0] if again else gradient
+        return outputs.detach(), gradient
+
+    torch.testing.assert_close(derivative(True), derivative(False), rtol=1e-9, atol=1e-9)
+
+
+def test_only_the_very_tensor_is_remembered() -> None:
+    policy = architectures()["tanh"]
+    points, obs = stack(policy, 2), torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    bound = StackedPolicy(policy).bind(points.requires_grad_())
+    expected = bound.actor(obs)
+    with torch.no_grad():
+        _, hidden = bound.act(obs)
+    bound.remember(obs, [tuple(torch.zeros_like(layer) for layer in hidden)])
+    # With nothing coming from the hidden layers, the head's biases are left.
+    biases = StackedPolicy(policy).unflatten(points)["actor_net.4.bias"]
+    assert torch.equal(bound.actor(obs), biases.unsqueeze(1).expand(2, 6, 3))
+    assert torch.equal(bound.actor(obs.clone()), expected)
+    assert torch.equal(bound.actor(obs[:, 2:]), expected[:, 2:])
+
+
 @pytest.mark.parametrize("name", ["tanh", "shared"])
 def test_evaluation_changes_nothing(name: str) -> None:
     policy = architectures()[name]
