@@ -70,16 +70,20 @@ class Stopwatch:
 
 @contextmanager
 def stopwatch_on(cls: type) -> Iterator[Stopwatch]:
-    """A stopwatch on all public methods of a class for the length of the block."""
+    """A stopwatch on all public methods of a class, inherited ones too, for the length of the block."""
     watch = Stopwatch()
-    methods = {name: f for name, f in vars(cls).items() if inspect.isfunction(f) and not name.startswith("_")}
-    for name, function in methods.items():
+    own = dict(vars(cls))
+    methods = [(name, f) for name, f in inspect.getmembers(cls, inspect.isfunction) if not name.startswith("_")]
+    for name, function in methods:
         setattr(cls, name, watch.timed(function))
     try:
         yield watch
     finally:
-        for name, function in methods.items():
-            setattr(cls, name, function)
+        for name, _ in methods:
+            if name in own:
+                setattr(cls, name, own[name])
+            else:
+                delattr(cls, name)
 
 
 def reads_needed(selection: str, N: int) -> int:

@@ -106,7 +106,7 @@ def test_selections_step_from_their_point(selection: str, expected: float) -> No
     estimator = GradientEstimator(1)
     estimator.insert(torch.tensor([[7.0], [8.0]]), torch.ones(2, 1))
     engine.estimator = estimator
-    engine.proposal = proposal_of(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[-1.0], [-4.0], [0.0]]), estimator)
+    engine.proposal = proposal_of(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[-1.0], [-4.0]]), estimator)
     optimizer.tell(torch.tensor([[2.0], [-1.0], [3.0]]), torch.tensor([0.5, 0.6, 0.7]))
     assert theta.item() == expected
 
@@ -670,16 +670,17 @@ def test_statistics_with_one_point_and_before_the_first_step_are_empty() -> None
 
 
 def test_cosines_by_hand() -> None:
-    # Two points. Predictions (3, 4 | 1) and (1, 0 | 1), true gradients (4, 3 | −1) and (1, 0 | 2), where | parts the
-    # groups. Cosines of the first group 24/25 and 1, of the second −1 and 1; of all 23/26 and 3 / √(2 · 5).
+    # Three points, the last without a prediction, for no step starts there. Predictions (3, 4 | 1) and (1, 0 | 1), true
+    # gradients (4, 3 | −1) and (1, 0 | 2), where | parts the groups. Cosines of the first group 24/25 and 1, of the
+    # second −1 and 1; of all 23/26 and 3 / √(2 · 5).
     a, b = Parameter(torch.zeros(2)), Parameter(torch.zeros(1))
     groups: list[dict[str, Any]] = [{"params": [a]}, {"params": [b], "name": "critic"}]
-    optimizer = OptEx(groups, lr=1.0, base="sgd", parallelism=2)
+    optimizer = OptEx(groups, lr=1.0, base="sgd", parallelism=3)
     optimizer._engine.estimator = estimator = GradientEstimator(3)
     estimator.insert(torch.eye(3), torch.ones(3, 3))
     predictions = torch.tensor([[3.0, 4.0, 1.0], [1.0, 0.0, 1.0]])
-    optimizer._engine.proposal = proposal_of(torch.zeros(2, 3), predictions, estimator, (0.25, 0.75))
-    optimizer.tell(torch.tensor([[4.0, 3.0, -1.0], [1.0, 0.0, 2.0]]))
+    optimizer._engine.proposal = proposal_of(torch.zeros(3, 3), predictions, estimator, (0.25, 0.5, 0.75))
+    optimizer.tell(torch.tensor([[4.0, 3.0, -1.0], [1.0, 0.0, 2.0], [5.0, 6.0, 7.0]]))
     statistics = optimizer.statistics
     assert statistics["cosine"] == pytest.approx((23 / 26 + 3 / math.sqrt(10)) / 2)
     assert statistics["cosine/0"] == pytest.approx((24 / 25 + 1) / 2)
