@@ -17,6 +17,13 @@ from .distances import inner_products, scratch_for, squared_distances
 from .errors import ConfigError
 
 
+def ring_slices(first: int, n: int, size: int) -> list[tuple[slice, slice]]:
+    """Where ``n`` rows go in a ring of ``size`` from slot ``first`` on: (slots, rows), twice if they come round."""
+    ahead = min(n, size - first)
+    pieces = [(slice(first, first + ahead), slice(0, ahead))]
+    return pieces if ahead == n else [*pieces, (slice(0, n - ahead), slice(ahead, n))]
+
+
 class History:
     """The last ``history_size`` pairs of parameters and gradient, in a ring buffer.
 
@@ -98,15 +105,17 @@ class History:
         known, total, size = self._count, self._slot + len(points), self.history_size
         self._count, self._slot = min(known + len(points), size), total % size
         stay = min(len(points), size)  # of more, the first would be overwritten by the last
-        slots = torch.arange(total - stay, total) % size
+        pieces = ring_slices((total - stay) % size, stay, size)
         points, gradients = points[-stay:].to(self._points), gradients[-stay:].to(self._points)
-        self._points[slots], self._gradients[slots] = points, gradients
-        rows = self._rows(points, slots, known, None if distances is None else distances[-stay:])
+        for slots, new in pieces:  # by slices: rows picked by an index take two to three times as long
+            self._points[slots], self._gradients[slots] = points[new], gradients[new]
+        rows = self._rows(points, pieces, known, None if distances is None else distances[-stay:])
         history = self._gradients[: self._count]
         products = torch.stack([inner_products(gradients, history, *block) for block in self.blocks])
         for matrices, block_rows in ((self._distances, rows.transpose(0, 1)), (self._gram, products)):  # [B, n, T]
-            matrices[:, slots, : self._count] = block_rows
-            matrices[:, : self._count, slots] = block_rows.transpose(1, 2)
+            for slots, new in pieces:
+                matrices[:, slots, : self._count] = block_rows[:, new]
+                matrices[:, : self._count, slots] = block_rows[:, new].transpose(1, 2)
         self._changed = True
         return rows
 
@@ -115,13 +124,15 @@ class History:
             shapes = f"{list(points.shape)} and {list(gradients.shape)}"
             raise ConfigError(f"points and gradients must both be [n, {self.dim}], got {shapes}")
 
-    def _rows(self, points: Tensor, slots: Tensor, known: int, distances: Tensor | None) -> Tensor:
+    def _rows(self, points: Tensor, pieces: list[tuple[slice, slice]], known: int, distances: Tensor | None) -> Tensor:
         """Distances ``[n, B, T]`` of new points to the history, of which ``distances`` are those before they came."""
         if distances is None:
             return torch.stack([self.distances_to(point) for point in points])
         rows = torch.zeros(len(points), len(self.blocks), self._count, dtype=torch.float64)
         rows[:, :, :known] = distances
-        rows[:, :, slots] = self._distances_among(points)
+        among = self._distances_among(points)
+        for slots, new in pieces:
+            rows[:, :, slots] = among[:, :, new]
         return rows
 
     def _distances_among(self, points: Tensor) -> Tensor:
