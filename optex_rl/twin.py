@@ -6,6 +6,7 @@ instead of a dozen small tensors: the same steps, up to the rounding of vectoris
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from .bases import is_elementwise
 from .objective import Oracle
@@ -39,8 +41,8 @@ def has_twin(base: Optimizer) -> bool:
 
     Not where a hook or a patched ``step`` sees every step, nor with parameters of several devices or precisions.
     """
-    observed = base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks or "step" in vars(base)
-    if observed or not is_elementwise(base):
+    own = base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks or "step" in vars(base)
+    if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or not is_elementwise(base):
         return False
     if any(group.get("differentiable") or not group["params"] for group in base.param_groups):
         return False
@@ -116,6 +118,8 @@ class FlatTwin:
             vector.grad = gradient
         # Many optimizers initialise on `len(state) == 0`.
         known = {vector: state for vector, state in zip(self._vectors, states, strict=True) if state}
+        # Nobody looks on: what torch puts around every step, for hooks and profilers, costs as much as the step.
+        self._step = inspect.unwrap(type(base).step)
         # As out of a pickle: every option is in the groups, and to check them anew costs as much as two steps.
         self._optimizer: Optimizer = type(base).__new__(type(base))
         self._optimizer.__setstate__(
@@ -144,13 +148,14 @@ class FlatTwin:
         """Copy ``point [d]`` into the parameters."""
         self._point.copy_(point)
 
+    @torch.no_grad()
     def step(self, gradient: Tensor, oracle: Oracle | None = None) -> None:
         """One base step with ``gradient [d]``, clipped; an elementwise base asks no ``oracle``."""
         factor = 1.0
         if self._max_grad_norm is not None:  # as clip_grad_norm_
             factor = min(1.0, self._max_grad_norm / (float(torch.linalg.vector_norm(gradient)) + 1e-6))
         torch.mul(gradient, factor, out=self._gradient)  # some optimizers change .grad in place
-        self._optimizer.step()
+        self._step(self._optimizer)
 
     @torch.no_grad()
     def commit(self) -> None:

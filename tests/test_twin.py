@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from optex_rl import OptEx
 from optex_rl.bases import BASES, make_base
@@ -169,6 +170,30 @@ def hooked() -> FlatBase:
     flat = fresh()
     flat.base.register_step_post_hook(lambda *_: None)
     return flat
+
+
+@pytest.fixture
+def seen_by_all() -> Iterator[list[Optimizer]]:
+    """Optimizers that a hook on the steps of all of them has seen."""
+    seen: list[Optimizer] = []
+    handle = register_optimizer_step_post_hook(lambda optimizer, *_: seen.append(optimizer))
+    yield seen
+    handle.remove()
+
+
+def test_hooks_on_all_optimizers_see_every_step_of_the_base(seen_by_all: list[Optimizer]) -> None:
+    flat = fresh()
+    with flat.walk() as walker:
+        for gradient in gradients(2):
+            walker.step(gradient)
+    assert seen_by_all == [flat.base] * 2
+
+
+def test_a_walk_builds_no_graph() -> None:
+    flat = fresh()
+    with flat.walk() as walker:
+        walker.step(gradients(1)[0].requires_grad_())
+        assert not walker.point().requires_grad
 
 
 def scheduled() -> FlatBase:
