@@ -81,7 +81,7 @@ class History:
     @property
     def ready(self) -> bool:
         """Whether the history holds at least two distinct points: one says nothing of how the gradient changes."""
-        return bool((self._distances > 0).any())
+        return bool(self._distances.any())
 
     @torch.no_grad()
     def insert(self, points: Tensor, gradients: Tensor, distances: Tensor | None = None) -> Tensor:
