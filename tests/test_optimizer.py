@@ -688,6 +688,27 @@ def test_cosines_by_hand() -> None:
     assert statistics["variance"] == 0.5
 
 
+def test_only_the_last_point_being_usable_leaves_no_cosine() -> None:
+    problem, optimizer = warm(parallelism=3)
+    gradients, losses = problem.evaluate(optimizer.ask())
+    optimizer.tell(gradients, losses, usable=torch.tensor([False, False, True]))
+    assert set(optimizer.statistics) == {"steps", "history", "lengthscale", "noise", "variance"}
+
+
+def test_an_iteration_under_way_with_a_prediction_at_its_last_point_is_dropped() -> None:
+    """As earlier versions saved it; an iteration begins anew where the parameters are."""
+    problem, optimizer = warm(parallelism=3, without_closure="emulate")
+    advance(problem, optimizer, 1)
+    state = optimizer.state_dict()
+    proposal = state["optex"]["proposal"]
+    assert len(proposal["estimates"]) == 2
+    proposal["estimates"] = torch.cat([proposal["estimates"], proposal["estimates"][-1:]])
+    optimizer.load_state_dict(state)
+    assert optimizer._engine.proposal is None
+    advance(problem, optimizer, 3)
+    assert optimizer.statistics["steps"] == 3.0
+
+
 def test_cosines_of_gradients_in_half_precision_are_computed_in_single() -> None:
     gradients = torch.linspace(-1.0, 1.0, 10).bfloat16().repeat(2, 1)
     assert mean_cosines(gradients.float(), gradients, [10]) == pytest.approx([1.0, 1.0], abs=1e-6)
