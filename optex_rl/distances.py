@@ -11,6 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+_NOT_REDUCED: Final = 0  # of ATen's reductions
 CHUNK: Final = 32768  # columns summed in the vectors' own precision before float64 takes over
 
 
@@ -21,7 +22,9 @@ def _column_chunks(start: int, stop: int) -> Iterator[slice]:
 
 def _sum_chunks(parts: list[Tensor]) -> Tensor:
     """Sum of per-chunk results in ``float64`` on the CPU: one transfer, whatever the number of chunks."""
-    return torch.stack(parts).cpu().double().sum(0)  # in this order: not every device has float64
+    if len(parts) == 1:
+        return parts[0].cpu().double()  # in this order: not every device has float64
+    return torch.stack(parts).cpu().double().sum(0)
 
 
 def scratch_for(vectors: Tensor) -> Tensor:
@@ -51,8 +54,10 @@ def squared_distances(
     sums = []
     for c in _column_chunks(start, point.numel() if stop is None else stop):
         columns = points[:, c]
-        differences = scratch[: columns.numel()].view(columns.shape)
-        sums.append(torch.sub(columns, point[c], out=differences).square_().sum(1))
+        squares = scratch[: columns.numel()].view(columns.shape)
+        # The loss of regression, not reduced, squares differences without writing them first.
+        torch.ops.aten.mse_loss.out(columns, point[c].expand_as(columns), _NOT_REDUCED, out=squares)
+        sums.append(squares.sum(1))
     return _sum_chunks(sums)
 
 

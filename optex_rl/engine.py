@@ -194,18 +194,19 @@ class Engine:
 
     def _cosines(self, proposal: Proposal, told: Evaluations) -> list[float]:
         """Mean cosine of predictions and true gradients, over all parameters and each group; empty if none was made."""
-        if proposal.cold:
-            return []
         predictions = proposal.estimates[:: self.options.stride]
-        if len(told.rows) < len(predictions):
-            predictions = predictions[told.rows]
+        rows = [row for row in told.rows if row < len(predictions)]  # the last point of a chain has none
+        if not rows:
+            return []
+        if len(rows) < len(predictions):
+            predictions = predictions[rows]
         sizes = [sum(p.numel() for p in group["params"]) for group in self.base.groups]
-        return mean_cosines(predictions, told.gradients, sizes)
+        return mean_cosines(predictions, told.gradients[: len(rows)], sizes)
 
     def _record(self, proposal: Proposal, told: Evaluations, steps: int, cosines: list[float]) -> None:
         assert self.estimator is not None
         self.statistics = {"steps": float(steps), "history": float(len(self.estimator))}
-        if cosines:
+        if not proposal.cold:
             variances = proposal.variances[told.rows]
             self.statistics |= iteration_statistics(cosines, variances, self.estimator, self.base.groups)
 

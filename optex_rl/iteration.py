@@ -15,7 +15,6 @@ from torch import Tensor
 from .errors import ConfigError, NonFiniteError
 from .estimator import GradientEstimator
 from .flat import FlatBase, Walker
-from .objective import Oracle
 from .options import OptExOptions
 
 
@@ -25,8 +24,8 @@ class Proposal:
 
     Attributes:
         points: ``[N, d]``; row 0 is the iterate.
-        estimates: posterior means at every base step of the chain and at its last point, ``[M + 1, d]``; empty
-            ``[0, d]`` where there was nothing to predict with and all points are the iterate.
+        estimates: posterior means where a base step of the chain starts, ``[M, d]``, which leaves out its last point;
+            empty ``[0, d]`` where there was nothing to predict with and all points are the iterate.
         variances: posterior variances at the points, ``[N, B]``; empty where there was nothing to predict with.
         distances: of the points to the history that they were proposed from, ``[N, B, T]``; empty likewise.
         gradients: the true gradients known so far, each ``[d]``, in the order of the points.
@@ -46,7 +45,7 @@ class Proposal:
     def fits(self, options: OptExOptions) -> bool:
         """Whether it has the number of points and of base steps that the options ask for."""
         N, M = options.parallelism, (options.parallelism - 1) * options.stride
-        return len(self.points) == N and (self.cold or len(self.estimates) == M + 1)
+        return len(self.points) == N and (self.cold or len(self.estimates) == M)
 
     def keep_only(self, chosen: int | None) -> None:
         """Give back the room of what `select` does not need: points but the chosen one; all where it refines (None)."""
@@ -162,9 +161,9 @@ def predict_here(points: Tensor, estimator: GradientEstimator | None) -> Proposa
     if estimator is None or len(estimator) == 0:
         nothing = torch.empty(0, 1, dtype=torch.float64)
         return Proposal(points, points.new_empty(0, points.shape[1]), nothing, nothing[:, :, None])
-    distances = [estimator.distances_to(point) for point in points]
-    means, variances = zip(*map(estimator.predict, points, distances), strict=True)
-    return Proposal(points, torch.stack(means), torch.stack(variances), torch.stack(distances))
+    distances = torch.stack([estimator.distances_to(point) for point in points])
+    means = torch.stack(list(map(estimator.mean, points, distances)))
+    return Proposal(points, means, estimator.variances(distances), distances)
 
 
 def can_look_ahead(estimator: GradientEstimator, options: OptExOptions) -> bool:
@@ -185,29 +184,22 @@ def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExO
     N, stride = options.parallelism, options.stride
     if N == 1 or estimator is None or not can_look_ahead(estimator, options):
         return predict_here(base.point().repeat(N, 1), None)
-    oracle = posterior_mean(estimator)
-    variances, distances = [], []
+    distances = []
     last = (N - 1) * stride
     # Filled row by row: lists would have to be copied. Before the walk: what that leaves is then one piece.
-    estimates = estimator.new_means(last + 1)
-    points = estimates.new_empty(N, estimates.shape[1], dtype=base.point().dtype)
+    estimates = estimator.new_means(last)
+    points = estimates.new_empty(N, estimates.shape[1], dtype=base.parameters[0].dtype)
     with base.trial_walk() as walker:
         for step in range(last + 1):
             here = walker.point()
-            distance = estimator.distances_to(here)
-            _, variance = estimator.predict(here, distance, out=estimates[step])
+            known = estimator.distances_to(here)
             if step % stride == 0:
                 points[step // stride] = here
-                variances.append(variance)
-                distances.append(distance)
+                distances.append(known)
             if step < last:
-                walker.step(estimates[step], oracle)
-    return Proposal(points, estimates, torch.stack(variances), torch.stack(distances))
-
-
-def posterior_mean(estimator: GradientEstimator) -> Oracle:
-    """θ ``[d]`` → the estimated gradient there, ``[d]``."""
-    return lambda point: estimator.predict(point)[0]
+                walker.step(estimator.mean(here, known, out=estimates[step]), estimator.mean)
+    known = torch.stack(distances)
+    return Proposal(points, estimates, estimator.variances(known), known)
 
 
 def unpredicted_step(walker: Walker, gradient: Tensor) -> None:
@@ -220,11 +212,10 @@ def follow(walker: Walker, estimator: GradientEstimator, steps: int, distances: 
 
     ``distances [B, T]`` are those of the first of these points to the history, if they are known.
     """
-    oracle = posterior_mean(estimator)
     (mean,) = estimator.new_means(1)  # one for all steps: fresh memory costs more than what is computed into it
     for step in range(steps):
-        estimator.predict(walker.point(), distances if step == 0 else None, out=mean)
-        walker.step(mean, oracle)
+        estimator.mean(walker.point(), distances if step == 0 else None, out=mean)
+        walker.step(mean, estimator.mean)
 
 
 def chosen_point(selection: str, gradients: Tensor, losses: Tensor | None, maximize: bool = False) -> int:
@@ -272,11 +263,10 @@ def select(
         steps = options.parallelism * options.stride
         follow(walker, estimator, steps, distances)
         return steps
-    oracle = posterior_mean(estimator)
     chosen = told.rows[best]
     # The same base steps again bring the state that belongs to the chosen point; no copy of it was kept.
     for estimate in proposal.estimates[: chosen * options.stride]:
-        walker.step(estimate, oracle)
+        walker.step(estimate, estimator.mean)
     walker.move_to(proposal.points[0])  # where it was evaluated, should the learning rate have changed since
-    walker.step(told.gradients[best], oracle)
+    walker.step(told.gradients[best], estimator.mean)
     return chosen * options.stride + 1

@@ -165,10 +165,10 @@ class OptEx(Optimizer):
         """Figures of the last iteration, for a log; empty before the first, and with ``parallelism=1``.
 
         ``steps``: base steps from the old iterate to the new one; ``history``: pairs known. Where there was a
-        prediction also ``cosine``: mean cosine between prediction and true gradient at the points; ``lengthscale``,
-        unless it is infinite; ``noise`` and ``variance`` (mean posterior variance at the points), in units of the
-        kernel's amplitude. With several parameter groups ``cosine/NAME``, and with ``blocks="groups"`` also
-        ``lengthscale/NAME`` …, for each of them, NAME being the group's ``"name"`` if it has one, else its number.
+        prediction also ``cosine``: mean cosine between prediction and true gradient at the points but the last, where
+        no step starts; ``lengthscale``, unless infinite; ``noise`` and ``variance`` (mean posterior variance at the
+        points), in units of the kernel's amplitude. With several parameter groups ``cosine/NAME``, and with
+        ``blocks="groups"`` also ``lengthscale/NAME`` …, NAME being the group's ``"name"`` if it has one, or its number.
         """
         return dict(self._engine.statistics)
 

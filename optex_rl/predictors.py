@@ -21,13 +21,15 @@ class _TrivialPredictor(GradientEstimator):
         raise NotImplementedError
 
     @torch.no_grad()
-    def predict(
-        self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The prediction ``[d]``, wherever ``point`` is, and variances ``[B]`` of 1."""
+    def mean(self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """The prediction ``[d]``, wherever ``point`` is."""
         mean = self.new_means(1)[0] if out is None else out
         self._gradient(mean)
-        return mean, torch.ones(len(self.blocks), dtype=torch.float64)
+        return mean
+
+    def variances(self, distances: Tensor) -> Tensor:
+        """Variances ``[N, B]`` of 1."""
+        return torch.ones(distances.shape[:2], dtype=torch.float64)
 
 
 class MeanGradient(_TrivialPredictor):

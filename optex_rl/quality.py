@@ -40,16 +40,14 @@ def iteration_statistics(
     """Figures that say how good the predictions were.
 
     Args:
-        cosines: between predictions and true gradients, from `mean_cosines` over the groups.
+        cosines: between predictions and true gradients, from `mean_cosines` over the groups; empty if there were none.
         variances: posterior variances at the points, ``[N, B]``.
         estimator: gives length scale and noise.
         groups: parameter groups; several get a cosine each.
     """
     names = [str(group.get("name", number)) for number, group in enumerate(groups)]
-    cosine, *by_group = cosines
-    statistics = {"cosine": cosine}
-    if len(groups) > 1:
-        statistics |= {f"cosine/{name}": value for name, value in zip(names, by_group, strict=True)}
+    tags = ["cosine"] if len(groups) == 1 else ["cosine", *(f"cosine/{name}" for name in names)]
+    statistics = dict(zip(tags, cosines, strict=False))
     values = {
         "lengthscale": estimator.lengthscale.tolist(),
         "noise": estimator.noise.tolist(),

@@ -1,4 +1,4 @@
-"""A copy of a base optimizer whose parameter groups are one long vector each.
+"""A copy of a base optimizer whose parameters are one long vector, or one for each run of groups treated alike.
 
 An elementwise update does not know in which tensor an entry stands, so a chain of steps may be taken on two vectors
 instead of a dozen small tensors: the same steps, up to the rounding of vectorised kernels, at a fraction of the cost.
@@ -6,26 +6,34 @@ instead of a dozen small tensors: the same steps, up to the rounding of vectoris
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from .bases import is_elementwise
 from .objective import Oracle
 
 
+@torch.no_grad()
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """Copy of all entries as one vector ``[d]``."""
-    return torch.cat([t.detach().reshape(-1) for t in tensors])
+    if len(tensors) == 1:  # their vector would be a view
+        return tensors[0].flatten().clone()
+    vector: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
+    return vector
 
 
 def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of a vector ``[d]`` in the shapes of ``like``."""
-    parts = torch.split(vector, [t.numel() for t in like])
-    return [part.view(t.shape) for part, t in zip(parts, like, strict=True)]
+    return list(_unflatten_dense_tensors(vector, like))  # type: ignore[no-untyped-call]
 
 
 def has_twin(base: Optimizer) -> bool:
@@ -33,8 +41,10 @@ def has_twin(base: Optimizer) -> bool:
 
     Not where a hook or a patched ``step`` sees every step, nor with parameters of several devices or precisions.
     """
-    observed = base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks or "step" in vars(base)
-    if observed or not is_elementwise(base) or any(group.get("differentiable") for group in base.param_groups):
+    own = base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks or "step" in vars(base)
+    if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or not is_elementwise(base):
+        return False
+    if any(group.get("differentiable") or not group["params"] for group in base.param_groups):
         return False
     parameters = [p for group in base.param_groups for p in group["params"]]
     kinds = {(p.device, p.dtype) for p in parameters}
@@ -42,8 +52,26 @@ def has_twin(base: Optimizer) -> bool:
     return len(kinds) == 1 and all(p.ndim > 0 and p.is_floating_point() for p in parameters)
 
 
+def runs_of_groups(base: Optimizer) -> list[dict[str, Any]]:
+    """The parameter groups of ``base``, neighbours as one where no option of its class and no counter differs."""
+
+    def treatment(group: dict[str, Any]) -> list[Any]:
+        parameter = group["params"][0]
+        state = base.state.get(parameter, {})
+        counters = [(key, value) for key, value in state.items() if not _has_entries(value, parameter)]
+        return [*((key, group.get(key)) for key in base.defaults), *counters]
+
+    runs = [list(run) for _, run in itertools.groupby(base.param_groups, treatment)]
+    return [{**run[0], "params": [p for group in run for p in group["params"]]} for run in runs]
+
+
+def _has_entries(value: Any, parameter: Tensor) -> bool:
+    """Whether a value in the state of ``parameter`` has an entry for each of its entries."""
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
 def merged_state(states: Sequence[dict[str, Any]], parameters: Sequence[Tensor]) -> dict[str, Any] | None:
-    """One state for all parameters of a group: entries as one vector, counters once.
+    """One state for several parameters: entries as one vector, counters once.
 
     Returns:
         A copy; None if the states differ in more than their entries, as after steps without some of the gradients.
@@ -53,9 +81,9 @@ def merged_state(states: Sequence[dict[str, Any]], parameters: Sequence[Tensor])
         return None
     for key, first in states[0].items():
         values = [state[key] for state in states]
-        if all(isinstance(v, Tensor) and v.shape == p.shape for v, p in zip(values, parameters, strict=True)):
+        if all(map(_has_entries, values, parameters)):
             merged[key] = flatten(values)
-        elif isinstance(first, Tensor) and first.ndim == 0 and all(torch.equal(first, v) for v in values):
+        elif isinstance(first, Tensor) and first.ndim == 0 and bool((torch.stack(values) == first).all()):
             merged[key] = first.clone()
         elif first is None and all(v is None for v in values):
             merged[key] = None
@@ -69,37 +97,48 @@ class FlatTwin:
 
     Args:
         base: the optimizer; only `commit` changes it.
-        states: the state of each group, from `merged_state`.
+        runs: its groups, from `runs_of_groups`.
+        states: the state of each of them, from `merged_state`.
         max_grad_norm: gradients are clipped to this norm before a step; None for no clipping.
     """
 
-    def __init__(self, base: Optimizer, states: Sequence[dict[str, Any]], max_grad_norm: float | None) -> None:
-        self._base, self._max_grad_norm = base, max_grad_norm
-        groups = base.param_groups
-        self._point = flatten([p for group in groups for p in group["params"]])
+    def __init__(
+        self,
+        base: Optimizer,
+        runs: Sequence[dict[str, Any]],
+        states: Sequence[dict[str, Any]],
+        max_grad_norm: float | None,
+    ) -> None:
+        self._base, self._runs, self._max_grad_norm = base, runs, max_grad_norm
+        self._point = flatten([p for run in runs for p in run["params"]])
         self._gradient = torch.empty_like(self._point)
-        sizes = [sum(p.numel() for p in group["params"]) for group in groups]
+        sizes = [sum(p.numel() for p in run["params"]) for run in runs]
         self._vectors = torch.split(self._point, sizes)
         for vector, gradient in zip(self._vectors, torch.split(self._gradient, sizes), strict=True):
             vector.grad = gradient
-        pairs = zip(groups, self._vectors, strict=True)
-        make: Callable[..., Optimizer] = type(base)  # every option is in the groups
-        self._optimizer = make([{**group, "params": [vector]} for group, vector in pairs])
-        for vector, state in zip(self._vectors, states, strict=True):
-            if state:  # many optimizers initialise on `len(state) == 0`
-                self._optimizer.state[vector] = state
+        # Many optimizers initialise on `len(state) == 0`.
+        known = {vector: state for vector, state in zip(self._vectors, states, strict=True) if state}
+        # Nobody looks on: what torch puts around every step, for hooks and profilers, costs as much as the step.
+        self._step = inspect.unwrap(type(base).step)
+        # As out of a pickle: every option is in the groups, and to check them anew costs as much as two steps.
+        self._optimizer: Optimizer = type(base).__new__(type(base))
+        self._optimizer.__setstate__(
+            {
+                "defaults": base.defaults,
+                "state": defaultdict(dict, known),
+                "param_groups": [{**run, "params": [v]} for run, v in zip(runs, self._vectors, strict=True)],
+            }
+        )
 
     @classmethod
     def of(cls, base: Optimizer, max_grad_norm: float | None) -> FlatTwin | None:
         """The twin of ``base``, or None if it can have none."""
         if not has_twin(base):
             return None
-        states = [
-            merged_state([base.state.get(p, {}) for p in group["params"]], group["params"])
-            for group in base.param_groups
-        ]
+        runs = runs_of_groups(base)
+        states = [merged_state([base.state.get(p, {}) for p in run["params"]], run["params"]) for run in runs]
         known = [state for state in states if state is not None]
-        return cls(base, known, max_grad_norm) if len(known) == len(states) else None
+        return cls(base, runs, known, max_grad_norm) if len(known) == len(states) else None
 
     def point(self) -> Tensor:
         """The parameters θ ``[d]``, which the next step changes in place."""
@@ -109,31 +148,32 @@ class FlatTwin:
         """Copy ``point [d]`` into the parameters."""
         self._point.copy_(point)
 
+    @torch.no_grad()
     def step(self, gradient: Tensor, oracle: Oracle | None = None) -> None:
         """One base step with ``gradient [d]``, clipped; an elementwise base asks no ``oracle``."""
         factor = 1.0
         if self._max_grad_norm is not None:  # as clip_grad_norm_
             factor = min(1.0, self._max_grad_norm / (float(torch.linalg.vector_norm(gradient)) + 1e-6))
         torch.mul(gradient, factor, out=self._gradient)  # some optimizers change .grad in place
-        self._optimizer.step()
+        self._step(self._optimizer)
 
     @torch.no_grad()
     def commit(self) -> None:
         """Bring parameters and state of the base to where the twin is, in place."""
-        for group, vector in zip(self._base.param_groups, self._vectors, strict=True):
-            parameters = group["params"]
-            for parameter, value in zip(parameters, split(vector, parameters), strict=True):
-                parameter.copy_(value)
+        for run, vector in zip(self._runs, self._vectors, strict=True):
+            parameters: list[Tensor] = run["params"]
+            torch._foreach_copy_(parameters, split(vector, parameters))
             for key, merged in self._optimizer.state[vector].items():
-                in_entries = isinstance(merged, Tensor) and merged.shape == vector.shape
+                in_entries = _has_entries(merged, vector)
                 values = split(merged, parameters) if in_entries else [merged] * len(parameters)
-                for parameter, value in zip(parameters, values, strict=True):
-                    _assign(self._base.state[parameter], key, value)
+                _assign([self._base.state[p] for p in parameters], key, values)
 
 
-def _assign(state: dict[str, Any], key: str, value: Any) -> None:
-    """Put a copy of ``value`` into a state; into the tensor that is there already, if there is one."""
-    if isinstance(value, Tensor) and isinstance(state.get(key), Tensor):
-        state[key].copy_(value)
-    else:
+def _assign(states: list[dict[str, Any]], key: str, values: list[Any]) -> None:
+    """Put copies of the ``values`` into states; into the tensors that are there already, if there are."""
+    present = [state.get(key) for state in states]
+    if all(isinstance(value, Tensor) for value in (*present, *values)):
+        torch._foreach_copy_(present, values)  # type: ignore[arg-type]
+        return
+    for state, value in zip(states, values, strict=True):
         state[key] = value.clone() if isinstance(value, Tensor) else value

@@ -14,8 +14,9 @@ and both wait for the step before:
 
 That is 4N − 1 reads with the selection ``refine`` and 2N with ``last``.
 
-Memory is the peak resident size of a fresh process less its size before the parameters were made: parameters, state
-of Adam, points, gradients and history all count. It is allowed the history, 2·T0·d floats, and 6·d floats a point.
+Memory is the peak resident size of a fresh process less its peak before the parameters were made, the libraries loaded
+by a few iterations on eight parameters: parameters, state of Adam, points, gradients and history all count. It is
+allowed the history, 2·T0·d floats, and 6·d floats a point.
 """
 
 from __future__ import annotations
@@ -70,16 +71,20 @@ class Stopwatch:
 
 @contextmanager
 def stopwatch_on(cls: type) -> Iterator[Stopwatch]:
-    """A stopwatch on all public methods of a class for the length of the block."""
+    """A stopwatch on all public methods of a class, inherited ones too, for the length of the block."""
     watch = Stopwatch()
-    methods = {name: f for name, f in vars(cls).items() if inspect.isfunction(f) and not name.startswith("_")}
-    for name, function in methods.items():
+    own = dict(vars(cls))
+    methods = [(name, f) for name, f in inspect.getmembers(cls, inspect.isfunction) if not name.startswith("_")]
+    for name, function in methods:
         setattr(cls, name, watch.timed(function))
     try:
         yield watch
     finally:
-        for name, function in methods.items():
-            setattr(cls, name, function)
+        for name, _ in methods:
+            if name in own:
+                setattr(cls, name, own[name])
+            else:
+                delattr(cls, name)
 
 
 def reads_needed(selection: str, N: int) -> int:
@@ -142,7 +147,9 @@ def memory_of(d: int, T0: int, N: int, selection: str) -> int:
     Meant for a process of its own.
     """
     torch.set_num_threads(1)
-    Quadratic(8, 3, 2, selection).iterate()  # what is loaded at first use
+    warm_up = Quadratic(8, 4, 2, selection)
+    for _ in range(4):  # what is loaded at first use; predictions and their linear algebra begin with the third
+        warm_up.iterate()
     before = peak_bytes()
     problem = Quadratic(d, T0, N, selection)
     for _ in range(T0 // N + 4):

@@ -110,11 +110,12 @@ class ExactEstimator:
     def distances_to(self, point: Tensor) -> Tensor:
         return torch.zeros(1, 0, dtype=torch.float64)
 
-    def predict(
-        self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def mean(self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         gradient = self.problem.at(point).gradient()
-        return gradient if out is None else out.copy_(gradient), torch.zeros(1, dtype=torch.float64)
+        return gradient if out is None else out.copy_(gradient)
+
+    def variances(self, distances: Tensor) -> Tensor:
+        return torch.zeros(distances.shape[:2], dtype=torch.float64)
 
     def new_means(self, n: int) -> Tensor:
         return torch.empty(n, self.problem.point().numel())

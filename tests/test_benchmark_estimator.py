@@ -46,6 +46,19 @@ def test_the_clock_counts_nested_calls_once_and_is_taken_off() -> None:
     assert Slow.outer is outer
 
 
+def test_the_clock_runs_in_inherited_methods_of_this_class_only() -> None:
+    class Heir(Slow):
+        """Inherits both."""
+
+    with stopwatch_on(Heir) as watch:
+        Heir().inner()
+        assert "inner" in vars(Heir)
+        seconds = watch.seconds
+        Slow().inner()
+    assert seconds == watch.seconds >= 0.01
+    assert not {"inner", "outer"} & vars(Heir).keys()
+
+
 def test_reads_of_a_refined_iteration_by_hand() -> None:
     # N = 2: two rows of distances and one mean to propose; one pass to insert; from the iterate a mean whose distances
     # are known, then a row of distances and a mean.

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from optex_rl import GradientEstimator
-from optex_rl.distances import inner_products, squared_distances
+from optex_rl.distances import CHUNK, inner_products, squared_distances
 from optex_rl.errors import NotPositiveDefiniteError, NumericalWarning
 from optex_rl.estimator import LENGTHSCALE_GRID, NOISE_GRID
+from optex_rl.history import ring_slices
 
 from .helpers import same
 
@@ -241,7 +242,7 @@ def test_known_distances_save_work_and_change_nothing(block_sizes: list[int] | N
         distances = torch.stack([informed.distances_to(point) for point in points])
         assert distances.shape == (n, len(informed.blocks), len(informed))
         if len(informed):
-            assert same(informed.predict(points[0], distances[0]), plain.predict(points[0]))
+            assert same(informed.mean(points[0], distances[0]), plain.mean(points[0]))
         informed.insert(points, gradients, distances)
         plain.insert(points, gradients)
         ours, expected = informed.state_dict(), plain.state_dict()
@@ -521,3 +522,20 @@ def test_history_in_float32_predicts_as_in_float64() -> None:
     single, _ = estimator_of(points, gradients, **options).predict(query)
     double, _ = estimator_of(points.double(), gradients.double(), **options).predict(query.double())
     assert (single.double() - double).norm() < 1e-5 * double.norm()
+
+
+def test_slices_of_a_ring_are_its_slots() -> None:
+    for first in range(5):
+        for n in range(1, 6):
+            slots = [
+                (slot, row)
+                for s, r in ring_slices(first, n, 5)
+                for slot, row in zip(range(5)[s], range(n)[r], strict=True)
+            ]
+            assert slots == [((first + row) % 5, row) for row in range(n)]
+
+
+def test_squares_are_those_of_the_differences_bit_for_bit() -> None:
+    point, points = normal(40_000, dtype=torch.float32), normal(3, 40_000, seed=1, dtype=torch.float32)
+    differences = points[:, :CHUNK] - point[:CHUNK]
+    assert torch.equal(squared_distances(point, points, 0, CHUNK), differences.square().sum(1).double())

@@ -106,7 +106,7 @@ def test_selections_step_from_their_point(selection: str, expected: float) -> No
     estimator = GradientEstimator(1)
     estimator.insert(torch.tensor([[7.0], [8.0]]), torch.ones(2, 1))
     engine.estimator = estimator
-    engine.proposal = proposal_of(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[-1.0], [-4.0], [0.0]]), estimator)
+    engine.proposal = proposal_of(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[-1.0], [-4.0]]), estimator)
     optimizer.tell(torch.tensor([[2.0], [-1.0], [3.0]]), torch.tensor([0.5, 0.6, 0.7]))
     assert theta.item() == expected
 
@@ -670,21 +670,43 @@ def test_statistics_with_one_point_and_before_the_first_step_are_empty() -> None
 
 
 def test_cosines_by_hand() -> None:
-    # Two points. Predictions (3, 4 | 1) and (1, 0 | 1), true gradients (4, 3 | −1) and (1, 0 | 2), where | parts the
-    # groups. Cosines of the first group 24/25 and 1, of the second −1 and 1; of all 23/26 and 3 / √(2 · 5).
+    # Three points, the last without a prediction, for no step starts there. Predictions (3, 4 | 1) and (1, 0 | 1), true
+    # gradients (4, 3 | −1) and (1, 0 | 2), where | parts the groups. Cosines of the first group 24/25 and 1, of the
+    # second −1 and 1; of all 23/26 and 3 / √(2 · 5).
     a, b = Parameter(torch.zeros(2)), Parameter(torch.zeros(1))
     groups: list[dict[str, Any]] = [{"params": [a]}, {"params": [b], "name": "critic"}]
-    optimizer = OptEx(groups, lr=1.0, base="sgd", parallelism=2)
+    optimizer = OptEx(groups, lr=1.0, base="sgd", parallelism=3)
     optimizer._engine.estimator = estimator = GradientEstimator(3)
     estimator.insert(torch.eye(3), torch.ones(3, 3))
     predictions = torch.tensor([[3.0, 4.0, 1.0], [1.0, 0.0, 1.0]])
-    optimizer._engine.proposal = proposal_of(torch.zeros(2, 3), predictions, estimator, (0.25, 0.75))
-    optimizer.tell(torch.tensor([[4.0, 3.0, -1.0], [1.0, 0.0, 2.0]]))
+    optimizer._engine.proposal = proposal_of(torch.zeros(3, 3), predictions, estimator, (0.25, 0.5, 0.75))
+    optimizer.tell(torch.tensor([[4.0, 3.0, -1.0], [1.0, 0.0, 2.0], [5.0, 6.0, 7.0]]))
     statistics = optimizer.statistics
     assert statistics["cosine"] == pytest.approx((23 / 26 + 3 / math.sqrt(10)) / 2)
     assert statistics["cosine/0"] == pytest.approx((24 / 25 + 1) / 2)
     assert statistics["cosine/critic"] == pytest.approx(0.0, abs=1e-6)
     assert statistics["variance"] == 0.5
+
+
+def test_only_the_last_point_being_usable_leaves_no_cosine() -> None:
+    problem, optimizer = warm(parallelism=3)
+    gradients, losses = problem.evaluate(optimizer.ask())
+    optimizer.tell(gradients, losses, usable=torch.tensor([False, False, True]))
+    assert set(optimizer.statistics) == {"steps", "history", "lengthscale", "noise", "variance"}
+
+
+def test_an_iteration_under_way_with_a_prediction_at_its_last_point_is_dropped() -> None:
+    """As earlier versions saved it; an iteration begins anew where the parameters are."""
+    problem, optimizer = warm(parallelism=3, without_closure="emulate")
+    advance(problem, optimizer, 1)
+    state = optimizer.state_dict()
+    proposal = state["optex"]["proposal"]
+    assert len(proposal["estimates"]) == 2
+    proposal["estimates"] = torch.cat([proposal["estimates"], proposal["estimates"][-1:]])
+    optimizer.load_state_dict(state)
+    assert optimizer._engine.proposal is None
+    advance(problem, optimizer, 3)
+    assert optimizer.statistics["steps"] == 3.0
 
 
 def test_cosines_of_gradients_in_half_precision_are_computed_in_single() -> None:

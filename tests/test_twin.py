@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from optex_rl import OptEx
 from optex_rl.bases import BASES, make_base
 from optex_rl.errors import NonFiniteError
 from optex_rl.flat import FlatBase, Walker
-from optex_rl.twin import FlatTwin
+from optex_rl.twin import FlatTwin, runs_of_groups
 
 from .helpers import same
 
@@ -107,6 +108,47 @@ def test_the_states_of_two_parameters_are_not_one() -> None:
     assert len(set(counters)) == len(counters) == 4
 
 
+def several(rates: list[float], names: str = "abc") -> Optimizer:
+    pairs = zip(parameters(), rates, names, strict=False)
+    return torch.optim.Adam([{"params": [p], "lr": rate, "name": name} for p, rate, name in pairs], fused=True)
+
+
+@pytest.mark.parametrize(
+    ("rates", "runs"), [([0.1, 0.1, 0.1], [3]), ([0.1, 0.1, 0.2], [2, 1]), ([0.1, 0.2, 0.1], [1, 1, 1])]
+)
+def test_neighbouring_groups_are_one_where_only_their_names_differ(rates: list[float], runs: list[int]) -> None:
+    assert [len(run["params"]) for run in runs_of_groups(several(rates))] == runs
+
+
+def test_a_group_added_later_has_a_vector_of_its_own() -> None:
+    flat, plain = (FlatBase(several([0.1, 0.1])) for _ in range(2))
+    for each in (flat, plain):
+        each.step(gradients(1)[0, :24])
+        each.base.add_param_group({"params": [Parameter(torch.ones(3))], "lr": 0.1})
+    assert [len(run["params"]) for run in runs_of_groups(flat.base)] == [2, 1]  # the new one has not stepped yet
+    with flat.walk() as walker:
+        assert isinstance(walker, FlatTwin)
+        for gradient in gradients(2)[:, :27]:
+            walker.step(gradient)
+            plain.step(gradient)
+    torch.testing.assert_close(flat.point(), plain.point())
+    torch.testing.assert_close(states(flat)["state"], states(plain)["state"])
+
+
+def test_every_walk_takes_the_options_and_the_state_of_its_moment() -> None:
+    """A scheduler sets another rate, a user clears a moment: the next walk knows."""
+    flat, plain = (FlatBase(several([0.1, 0.1])) for _ in range(2))
+    for rate, gradient in zip([0.1, 0.3, 0.0], gradients(3)[:, :24], strict=True):
+        for each in (flat, plain):
+            each.base.param_groups[1]["lr"] = rate
+            for state in each.base.state.values():
+                state["exp_avg"].zero_()
+        with flat.walk() as walker:
+            walker.step(gradient)
+        plain.step(gradient)
+        torch.testing.assert_close(flat.point(), plain.point())
+
+
 def test_a_walk_that_explodes_is_taken_back() -> None:
     flat = fresh("sgd")
     point = flat.point()
@@ -128,6 +170,30 @@ def hooked() -> FlatBase:
     flat = fresh()
     flat.base.register_step_post_hook(lambda *_: None)
     return flat
+
+
+@pytest.fixture
+def seen_by_all() -> Iterator[list[Optimizer]]:
+    """Optimizers that a hook on the steps of all of them has seen."""
+    seen: list[Optimizer] = []
+    handle = register_optimizer_step_post_hook(lambda optimizer, *_: seen.append(optimizer))
+    yield seen
+    handle.remove()
+
+
+def test_hooks_on_all_optimizers_see_every_step_of_the_base(seen_by_all: list[Optimizer]) -> None:
+    flat = fresh()
+    with flat.walk() as walker:
+        for gradient in gradients(2):
+            walker.step(gradient)
+    assert seen_by_all == [flat.base] * 2
+
+
+def test_a_walk_builds_no_graph() -> None:
+    flat = fresh()
+    with flat.walk() as walker:
+        walker.step(gradients(1)[0].requires_grad_())
+        assert not walker.point().requires_grad
 
 
 def scheduled() -> FlatBase:
