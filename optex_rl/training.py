@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -47,8 +46,7 @@ class Trainer:
         policy = build_policy(config, envs) if policy is None else policy
         self.policy = policy.to(config.device)
         kwargs = fused_kwargs(config.optimizer)
-        critic = critic_parameters(policy) if config.n_critic_updates else []
-        groups = parameter_groups(policy, without=critic)
+        groups, critic = split_critic(policy) if config.n_critic_updates else (parameter_groups(policy), [])
         base = make_base(config.optimizer, groups, config.learning_rate, kwargs)
         self.optimizer = OptEx.wrap(base, **asdict(config.optex_options()))
         self.normalizer = build_normalizer(config, envs)
@@ -237,27 +235,23 @@ def build_normalizer(config: TrainConfig, envs: VectorEnv[Any, Any, Any]) -> Nor
     return Normalizer(features, envs.num_envs, config.gamma, **flags)
 
 
-def parameter_groups(policy: nn.Module, without: Sequence[nn.Parameter] = ()) -> list[dict[str, Any]]:
-    """One named group for each part that a policy names (actor, critic), else one for all parameters.
-
-    A part whose parameters are among those ``without`` which the groups are to be is left out.
-    """
+def parameter_groups(policy: nn.Module) -> list[dict[str, Any]]:
+    """One named group for each part that a policy names (actor, critic), else one for all parameters."""
     parts = getattr(policy, "parameter_groups", None)
     if parts is None:
         return [{"params": list(policy.parameters())}]
-    left_out = {id(parameter) for parameter in without}
-    return [{"params": part, "name": name} for name, part in parts() if id(part[0]) not in left_out]
+    return [{"params": parameters, "name": name} for name, parameters in parts()]
 
 
-def critic_parameters(policy: nn.Module) -> list[nn.Parameter]:
-    """The part of a policy that it names "critic".
+def split_critic(policy: nn.Module) -> tuple[list[dict[str, Any]], list[nn.Parameter]]:
+    """The groups of a policy but the one named "critic", and the parameters of that one.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: there is none.
     """
-    parts = getattr(policy, "parameter_groups", None)
-    critic: list[nn.Parameter] = [] if parts is None else dict(parts()).get("critic", [])
+    groups = parameter_groups(policy)
+    critic = [parameter for group in groups if group.get("name") == "critic" for parameter in group["params"]]
     if not critic:
         name = type(policy).__name__
         raise ConfigError(f"n_critic_updates needs a part 'critic' in {name}.parameter_groups(): name it, or use 0")
-    return critic
+    return [group for group in groups if group["name"] != "critic"], critic
