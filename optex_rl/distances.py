@@ -1,18 +1,18 @@
 """Distances and inner products of long vectors, exact enough for points that nearly coincide.
 
-Axes: ``d`` parameters, ``T`` vectors.
+Axes: ``d`` parameters, ``T`` vectors or points of a path, ``B`` blocks of parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
-_NOT_REDUCED: Final = 0  # of ATen's reductions
-CHUNK: Final = 32768  # columns summed in the vectors' own precision before float64 takes over
+CHUNK: Final = 65536  # columns summed in the vectors' own precision before float64 takes over
+RETURN: Final = 2e-3  # least squared distance in units of the squared path, whose rounding error is 4e-7
 
 
 def _column_chunks(start: int, stop: int) -> Iterator[slice]:
@@ -27,38 +27,85 @@ def _sum_chunks(parts: list[Tensor]) -> Tensor:
     return torch.stack(parts).cpu().double().sum(0)
 
 
-def scratch_for(vectors: Tensor) -> Tensor:
-    """Room for one chunk of ``vectors [T, d]``: kept, it saves an allocation that costs as much as the arithmetic."""
-    return vectors.new_empty(vectors.shape[0] * min(vectors.shape[1], CHUNK))
-
-
-def squared_distances(
-    point: Tensor, points: Tensor, start: int = 0, stop: int | None = None, scratch: Tensor | None = None
-) -> Tensor:
+def squared_distances(point: Tensor, points: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
     """Squared Euclidean distances of one point to several, over the columns ``[start, stop)``.
 
     Neighbouring iterates differ by 1e-4 … 1e-2 of their norm, where ``‖x‖² − 2xᵀy + ‖y‖²`` cancels to nothing in
-    ``float32``. So the differences are squared directly, chunk by chunk, and the chunks are summed in ``float64``.
+    ``float32``. So the differences are squared, chunk by chunk, and the chunks are summed in ``float64``.
 
     Args:
         point: ``[d]``.
         points: ``[T, d]``.
         start: first column.
         stop: one past the last column; all by default.
-        scratch: from `scratch_for` these points or more; overwritten.
 
     Returns:
         ``[T]``, ``float64``, on the CPU.
     """
-    scratch = scratch_for(points) if scratch is None else scratch
-    sums = []
-    for c in _column_chunks(start, point.numel() if stop is None else stop):
-        columns = points[:, c]
-        squares = scratch[: columns.numel()].view(columns.shape)
-        # The loss of regression, not reduced, squares differences without writing them first.
-        torch.ops.aten.mse_loss.out(columns, point[c].expand_as(columns), _NOT_REDUCED, out=squares)
-        sums.append(squares.sum(1))
-    return _sum_chunks(sums)
+    columns = _column_chunks(start, point.numel() if stop is None else stop)
+    return _sum_chunks([(points[:, c] - point[c]).square_().sum(1) for c in columns])
+
+
+def offset_products(
+    point: Tensor, newest: Tensor, after: Sequence[int], steps: Tensor, start: int = 0, stop: int | None = None
+) -> Tensor:
+    """Inner products of the offset ``u = θ − θᵣ`` of a point from one of a path with the path's steps, and its square.
+
+    Args:
+        point: θ, ``[d]``.
+        newest: the newest point of the path, ``[d]``.
+        after: which of ``steps`` led from θᵣ to the newest point, the newest step first.
+        steps: ``[T, d]``; read once, and nothing of their size is written.
+        start: first column.
+        stop: one past the last column; all by default.
+
+    Returns:
+        ``[T + 1]``, the square last; ``float64``, on the CPU, summed as in `squared_distances`.
+    """
+    T = len(steps)
+    columns = list(_column_chunks(start, point.numel() if stop is None else stop))
+    sums, room = steps.new_empty(len(columns), T + 1), steps.new_empty(columns[0].stop - columns[0].start)
+    for c, row in zip(columns, sums, strict=True):
+        offset = torch.sub(point[c], newest[c], out=room[: c.stop - c.start])
+        for step in after:
+            offset += steps[step, c]
+        torch.mv(steps[:, c], offset, out=row[:T])
+        torch.dot(offset, offset, out=row[T])
+    return sums.cpu().double().sum(0)
+
+
+def squared_distances_along(products: Tensor, square: Tensor, newer: Tensor, squares: Tensor, r: int) -> Tensor:
+    """Squared distances of a point θ to the points of a path that is kept as its steps ``sₖ = θₖ − θₖ₋₁``.
+
+    With the offset ``u = θ − θᵣ`` from any point of the path, and ``Cᵢ = Σ uᵀsₖ`` over the steps after θᵢ,
+
+        ‖θ − θᵢ‖² = ‖u + θᵣ − θᵢ‖² = ‖θᵣ − θᵢ‖² + ‖u‖² + 2 (Cᵢ − Cᵣ)
+
+    Steps are as short as the distances, so rounding errors count in units of ``‖u‖`` and of the path from θᵣ to θᵢ, not
+    of ``‖θ‖``, as in the usual expansion of the square.
+
+    Args:
+        products: ``uᵀsₖ``, ``[B, T]``.
+        square: ``‖u‖²``, ``[B, 1]``.
+        newer: 1 where point ``k`` is newer than point ``i``, else 0, ``[i, k]`` of ``[T, T]``.
+        squares: ``‖θᵣ − θᵢ‖²``, ``[B, T]``.
+        r: the point where ``u`` begins.
+
+    Returns:
+        ``[B, T]``, at least 0.
+    """
+    return torch.addmm(squares + square, products, (newer - newer[r]).T, alpha=2.0).clamp_min_(0.0)
+
+
+def comes_back(squared: Tensor, square: Tensor, lengths: Tensor) -> bool:
+    """Whether θ is so near to a point of the path, by another way than from θᵣ, that the distance drowns in rounding.
+
+    Args:
+        squared: from `squared_distances_along`, ``[B, T]``.
+        square: ``‖u‖²``, ``[B, 1]``.
+        lengths: squared length of the path between θᵣ and each of its points, ``[B, T]``.
+    """
+    return bool((squared < RETURN * (lengths + square)).any())
 
 
 def inner_products(rows: Tensor, vectors: Tensor, start: int = 0, stop: int | None = None) -> Tensor:

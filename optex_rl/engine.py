@@ -13,22 +13,11 @@ from torch.optim import Optimizer
 from .errors import ConfigError
 from .estimator import GradientEstimator
 from .flat import FlatBase
-from .iteration import (
-    Evaluations,
-    Proposal,
-    as_losses,
-    check_evaluations,
-    check_finite,
-    chosen_point,
-    follow,
-    predict_here,
-    propose,
-    select,
-    unpredicted_step,
-)
+from .iteration import Proposal, chosen_point, follow, predict_here, propose, select, unpredicted_step
 from .options import OptExOptions
 from .predictors import PREDICTORS
 from .quality import iteration_statistics, mean_cosines
+from .told import Evaluations, as_losses, check_evaluations, check_finite
 
 
 class Engine:
@@ -55,9 +44,9 @@ class Engine:
 
     def ask(self) -> Tensor:
         """The points ``[N, d]`` of the iteration under way, or of a new one if the parameters have moved."""
-        if self.proposal is None or not self.base.is_at(self.proposal.points[0]):
+        if self.proposal is None or self.proposal.spoilt or not self.base.is_at(self.proposal.points[0]):
             self.proposal = propose(self.base, self._current_estimator(), self.options)
-        return self.proposal.points.clone()
+        return self.proposal.show()
 
     def tell(
         self,
@@ -74,6 +63,8 @@ class Engine:
         proposal = self.proposal
         if proposal is None:
             raise ConfigError("call ask() before tell(): there are no points that these gradients could belong to")
+        if proposal.spoilt:
+            raise ConfigError("the points of ask() were changed in place: change a copy of them, and ask() again")
         told = check_evaluations(proposal.points, gradients, losses, self.options.selection, usable)
         self.base.with_gradient = with_gradient
         self.proposal = None
@@ -156,7 +147,7 @@ class Engine:
         steps = self.options.parallelism * self.options.stride if estimator.ready else 1
         with self.base.walk() as walker:
             if estimator.ready:
-                follow(walker, estimator, steps, distances[0])
+                follow(walker, estimator, [0] * steps, distances[0])
             else:
                 unpredicted_step(walker, gradients[0])
         self._record(here, told, steps, cosines)
@@ -222,8 +213,8 @@ class Engine:
     def check_state_dict(self, state: dict[str, Any]) -> None:
         """Raise a RuntimeError if the history in ``state`` is for another number of parameters."""
         history, d = state["history"], sum(p.numel() for p in self.base.parameters)
-        if history is not None and history["points"].shape[-1] != d:
-            raise RuntimeError(f"the history is for {history['points'].shape[-1]} parameters, this optimizer has {d}")
+        if history is not None and history["newest"].numel() != d:
+            raise RuntimeError(f"the history is for {history['newest'].numel()} parameters, this optimizer has {d}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`. An iteration under way with another ``parallelism`` or ``stride`` is dropped.

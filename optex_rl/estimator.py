@@ -129,7 +129,7 @@ class GradientEstimator(History):
         mean = self.new_means(1)[0] if out is None else out
         gradients = self._gradients[: len(self)]
         for (start, stop), w in zip(self.blocks, weights.to(mean.dtype).to(mean.device), strict=True):
-            torch.mv(gradients[:, start:stop].T, w, out=mean[start:stop])
+            torch.mm(w[None], gradients[:, start:stop], out=mean[None, start:stop])  # `mv` takes an eighth longer
         return mean
 
     @torch.no_grad()

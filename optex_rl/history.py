@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .distances import inner_products, scratch_for, squared_distances
+from .distances import comes_back, inner_products, offset_products, squared_distances, squared_distances_along
 from .errors import ConfigError
 
 
@@ -24,11 +24,24 @@ def ring_slices(first: int, n: int, size: int) -> list[tuple[slice, slice]]:
     return pieces if ahead == n else [*pieces, (slice(0, n - ahead), slice(ahead, n))]
 
 
+def ages(T: int, slot: int) -> Tensor:
+    """How many pairs came after each of ``T`` in a ring whose next slot is ``slot``; likewise, the slot of each age."""
+    return (slot - 1 - torch.arange(T)) % max(T, 1)
+
+
+def points_of_path(newest: Tensor, steps: Tensor) -> Tensor:
+    """Points ``[T, d]`` of a path that ended at ``newest [d]`` with ``steps [T, d]``, all in order of age."""
+    points = newest.repeat(len(steps), 1)
+    points[1:] -= steps[:-1].cumsum(0)
+    return points
+
+
 class History:
     """The last ``history_size`` pairs of parameters and gradient, in a ring buffer.
 
     Matrices of distances between points and of inner products between gradients are kept beside it: a new pair
-    rewrites one row of each, and what is computed from them costs nothing of size ``d``.
+    rewrites one row of each, and what is computed from them costs nothing of size ``d``. Points are kept as steps, each
+    from the pair inserted before, which makes a distance one product of matrix and vector (`squared_distances_along`).
 
     Args:
         dim: number of parameters ``d``.
@@ -56,12 +69,13 @@ class History:
             raise ConfigError(f"the history is kept in float32 or float64, not in {dtype}")
         ends = torch.tensor(sizes).cumsum(0).tolist()
         self.blocks: list[tuple[int, int]] = [(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-        self._points = torch.zeros(history_size, dim, dtype=dtype, device=device)
-        self._gradients = torch.zeros_like(self._points)
-        self._scratch = scratch_for(self._points)
+        self._steps = torch.zeros(history_size, dim, dtype=dtype, device=device)
+        self._newest = torch.zeros_like(self._steps[0])  # point
+        self._gradients = torch.zeros_like(self._steps)
         self._distances = torch.zeros(len(sizes), history_size, history_size, dtype=torch.float64)
         self._gram = torch.zeros_like(self._distances)
         self._count = self._slot = 0  # changed by every insertion
+        self._look_back()
         self._changed = True  # since somebody derived something from the history
 
     def __len__(self) -> int:
@@ -71,12 +85,12 @@ class History:
     @property
     def history_size(self) -> int:
         """Most pairs kept, ``T0``."""
-        return self._points.shape[0]
+        return self._steps.shape[0]
 
     @property
     def dim(self) -> int:
         """Number of parameters ``d``."""
-        return self._points.shape[1]
+        return self._steps.shape[1]
 
     @property
     def ready(self) -> bool:
@@ -103,19 +117,23 @@ class History:
         if len(points) == 0:
             return torch.zeros(0, len(self.blocks), self._count, dtype=torch.float64)
         known, total, size = self._count, self._slot + len(points), self.history_size
-        self._count, self._slot = min(known + len(points), size), total % size
         stay = min(len(points), size)  # of more, the first would be overwritten by the last
+        points, gradients = points[-stay:].to(self._steps), gradients[-stay:].to(self._steps)
+        if distances is None:
+            distances = torch.stack([self.distances_to(point) for point in points])
+        self._count, self._slot = min(known + len(points), size), total % size
         pieces = ring_slices((total - stay) % size, stay, size)
-        points, gradients = points[-stay:].to(self._points), gradients[-stay:].to(self._points)
+        rows = self._rows(points, pieces, distances[-stay:])
+        self._extend(points, pieces, known == 0)
         for slots, new in pieces:  # by slices: rows picked by an index take two to three times as long
-            self._points[slots], self._gradients[slots] = points[new], gradients[new]
-        rows = self._rows(points, pieces, known, None if distances is None else distances[-stay:])
+            self._gradients[slots] = gradients[new]
         history = self._gradients[: self._count]
         products = torch.stack([inner_products(gradients, history, *block) for block in self.blocks])
         for matrices, block_rows in ((self._distances, rows.transpose(0, 1)), (self._gram, products)):  # [B, n, T]
             for slots, new in pieces:
                 matrices[:, slots, : self._count] = block_rows[:, new]
                 matrices[:, : self._count, slots] = block_rows[:, new].transpose(1, 2)
+        self._look_back()
         self._changed = True
         return rows
 
@@ -124,12 +142,10 @@ class History:
             shapes = f"{list(points.shape)} and {list(gradients.shape)}"
             raise ConfigError(f"points and gradients must both be [n, {self.dim}], got {shapes}")
 
-    def _rows(self, points: Tensor, pieces: list[tuple[slice, slice]], known: int, distances: Tensor | None) -> Tensor:
+    def _rows(self, points: Tensor, pieces: list[tuple[slice, slice]], distances: Tensor) -> Tensor:
         """Distances ``[n, B, T]`` of new points to the history, of which ``distances`` are those before they came."""
-        if distances is None:
-            return torch.stack([self.distances_to(point) for point in points])
         rows = torch.zeros(len(points), len(self.blocks), self._count, dtype=torch.float64)
-        rows[:, :, :known] = distances
+        rows[:, :, : distances.shape[2]] = distances
         among = self._distances_among(points)
         for slots, new in pieces:
             rows[:, :, slots] = among[:, :, new]
@@ -141,34 +157,83 @@ class History:
         result = torch.zeros(n, B, n, dtype=torch.float64)
         for i in range(1, n):
             for b, block in enumerate(self.blocks):
-                squares = squared_distances(points[i], points[:i], *block, scratch=self._scratch)
+                squares = squared_distances(points[i], points[:i], *block)
                 result[i, b, :i] = result[:i, b, i] = squares.sqrt_()
         return result
 
+    def _extend(self, points: Tensor, pieces: list[tuple[slice, slice]], first: bool) -> None:
+        """Write the steps that lead to ``points [n, d]``; to the first point of all, none does."""
+        before = points[0] if first else self._newest
+        for slots, new in pieces:
+            for step, point in zip(self._steps[slots], points[new], strict=True):
+                torch.sub(point, before, out=step)
+                before = point
+        self._newest.copy_(before)
+
+    def _look_back(self) -> None:
+        """Derive from the distances what more `distances_to` needs of the path of the points."""
+        T = self._count
+        age = ages(T, self._slot)
+        self._newest_first: list[int] = age.tolist()
+        self._newer = (age < age[:, None]).double()  # [T, T]
+        distances = self._distances[:, :T, :T]
+        steps = torch.zeros(len(self.blocks), T, dtype=torch.float64)
+        steps[:, age[:-1]] = distances[:, age[:-1], age[1:]]
+        lengths = steps @ self._newer.T  # of the path to the newest point, [B, T]
+        self._squares = distances.square()
+        self._lengths = (lengths[:, None] - lengths[:, :, None]).square_()  # of the path between, [B, T, T]
+
     @torch.no_grad()
-    def distances_to(self, point: Tensor) -> Tensor:
-        """Distances of ``point [d]`` to the points of the history in each block, ``[B, T]``."""
-        point, points = point.to(self._points), self._points[: self._count]
-        squares = [squared_distances(point, points, *block, scratch=self._scratch) for block in self.blocks]
-        return torch.stack(squares).sqrt_()
+    def distances_to(self, point: Tensor, near: int = 0) -> Tensor:
+        """Distances to the points of the history.
+
+        Args:
+            point: ``[d]``.
+            near: age of a point that is near, 0 is the newest's; any other costs time, or another rounding, at most.
+
+        Returns:
+            One for each block and point, ``[B, T]``.
+        """
+        if self._count == 0:
+            return torch.zeros(len(self.blocks), 0, dtype=torch.float64)
+        point = point.to(self._steps)
+        squared, alone = self._squared_distances(point, near)
+        if not alone:
+            nearest = int(squared.sum(0)[self._newest_first].argmin())
+            squared, _ = self._squared_distances(point, nearest)
+        return squared.sqrt_()
+
+    def _squared_distances(self, point: Tensor, age: int) -> tuple[Tensor, bool]:
+        """Squared distances ``[B, T]`` by way of the point of an age, and whether none is too small for that way."""
+        *after, r = self._newest_first[: age + 1]
+        steps = self._steps[: self._count]
+        sums = torch.stack([offset_products(point, self._newest, after, steps, *block) for block in self.blocks])
+        products, square = sums[:, :-1], sums[:, -1:]
+        squared = squared_distances_along(products, square, self._newer, self._squares[:, r], r)
+        return squared, not comes_back(squared, square, self._lengths[:, r])
+
+    def points(self) -> Tensor:
+        """The points of the history ``[T, d]``, in the order in which it keeps them."""
+        return points_of_path(self._newest, self._steps[self._newest_first])[self._newest_first]
 
     def reset(self) -> None:
         """Forget the history."""
         self._count = self._slot = 0
         self._distances.zero_()
+        self._look_back()
         self._changed = True
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the history to another device or precision."""
-        self._points = self._points.to(device, dtype)
+        self._steps, self._newest = self._steps.to(device, dtype), self._newest.to(device, dtype)
         self._gradients = self._gradients.to(device, dtype)
-        self._scratch = self._scratch.to(device, dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Copy of the history, as plain values and tensors that ``torch.load(weights_only=True)`` accepts."""
         T = self._count
         return {
-            "points": self._points[:T].clone(),
+            "steps": self._steps[:T].clone(),
+            "newest": self._newest.clone(),
             "gradients": self._gradients[:T].clone(),
             "distances": self._distances[:, :T, :T].clone(),
             "gram": self._gram[:, :T, :T].clone(),
@@ -183,16 +248,18 @@ class History:
         Raises:
             RuntimeError: the history is for another number of parameters.
         """
-        points, gradients, slot = state["points"], state["gradients"], int(state["slot"])
-        T = points.shape[0]
-        if points.ndim != 2 or points.shape[1] != self.dim or gradients.shape != points.shape:
-            raise RuntimeError(f"the history is for {list(points.shape)[-1]} parameters, this optimizer has {self.dim}")
+        steps, newest, gradients, slot = state["steps"], state["newest"], state["gradients"], int(state["slot"])
+        T, d = len(steps), newest.numel()
+        if d != self.dim or steps.shape != (T, d) or gradients.shape != (T, d):
+            raise RuntimeError(f"the history is for {d} parameters, this optimizer has {self.dim}")
         self.reset()
         same_ring = slot == (T if T < self.history_size else slot % self.history_size)
         if same_ring and T <= self.history_size and state["distances"].shape[0] == len(self.blocks):
-            self._points[:T], self._gradients[:T] = points, gradients
+            self._steps[:T], self._newest[:], self._gradients[:T] = steps, newest, gradients
             self._distances[:, :T, :T], self._gram[:, :T, :T] = state["distances"], state["gram"]
             self._count, self._slot = T, slot
+            self._look_back()
         else:
-            order = torch.arange(slot, slot + T) % max(T, 1)
-            self.insert(points[order].to(self._points), gradients[order].to(self._points))
+            newest_first = ages(T, slot)
+            points = points_of_path(newest.to(self._steps), steps[newest_first].to(self._steps))
+            self.insert(points.flip(0), gradients[newest_first].flip(0))

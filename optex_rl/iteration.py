@@ -5,6 +5,7 @@ Axes: ``N`` points, ``d`` parameters, ``B`` blocks, ``M = (N − 1)·stride`` ba
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import ConfigError, NonFiniteError
 from .estimator import GradientEstimator
 from .flat import FlatBase, Walker
 from .options import OptExOptions
+from .told import Evaluations
+
+
+def changes(tensor: Tensor) -> int:
+    """How often ``tensor`` was changed in place, 0 in inference mode, where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass
@@ -29,6 +35,7 @@ class Proposal:
         variances: posterior variances at the points, ``[N, B]``; empty where there was nothing to predict with.
         distances: of the points to the history that they were proposed from, ``[N, B, T]``; empty likewise.
         gradients: the true gradients known so far, each ``[d]``, in the order of the points.
+        shown: torch's count of changes in place to ``points`` when somebody else was first given them, or None.
     """
 
     points: Tensor
@@ -36,6 +43,17 @@ class Proposal:
     variances: Tensor
     distances: Tensor
     gradients: list[Tensor] = field(default_factory=list)
+    shown: int | None = None
+
+    def show(self) -> Tensor:
+        """The points ``[N, d]``, not a copy, which would be as long as N gradients; see `spoilt`."""
+        self.shown = changes(self.points)
+        return self.points.detach()
+
+    @property
+    def spoilt(self) -> bool:
+        """Whether the points were changed in place since `show`."""
+        return self.shown is not None and changes(self.points) != self.shown
 
     @property
     def cold(self) -> bool:
@@ -77,83 +95,6 @@ class Proposal:
             distances,
             [g.to(like, copy=True) for g in state["gradients"]],
         )
-
-
-@dataclass(frozen=True)
-class Evaluations:
-    """What was told of the usable points of a proposal.
-
-    Attributes:
-        rows: which of the N points they are, ascending; ``n``, at least one.
-        gradients: the true gradients there, ``[n, d]``, in the precision of the points.
-        losses: the losses there, ``[n]``, or None.
-    """
-
-    rows: list[int]
-    gradients: Tensor
-    losses: Tensor | None
-
-
-def as_losses(results: Sequence[Any]) -> Tensor:
-    """The results of N closures as losses ``[N]``.
-
-    Raises:
-        ConfigError: a result is no single number.
-    """
-    try:
-        numbers = [float(r.detach() if isinstance(r, Tensor) else r) for r in results]
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"the closure must return the loss, a single number: {error}") from error
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
-def check_finite(gradients: Tensor, losses: Tensor | None = None) -> None:
-    """Refuse gradients ``[N, d]`` or losses ``[N]`` that hold NaN or infinite values, or whose norm overflows.
-
-    Raises:
-        NonFiniteError: naming the first point that does.
-    """
-    if losses is not None and not losses.isfinite().all():
-        raise NonFiniteError(f"the losses at the points are {losses.tolist()}; the optimizer is unchanged")
-    usable = torch.linalg.vector_norm(gradients, dim=1).isfinite()
-    if not usable.all():
-        point = int((~usable).int().argmax())
-        bad = int((~gradients[point].isfinite()).sum())
-        reason = f"{bad} non-finite entries of {gradients.shape[1]}" if bad else "a norm that overflows"
-        raise NonFiniteError(f"the gradient at point {point} has {reason}; the optimizer is unchanged")
-
-
-def check_evaluations(
-    points: Tensor, gradients: Tensor, losses: Tensor | None, selection: str, usable: Tensor | None = None
-) -> Evaluations:
-    """Refuse evaluations at ``points [N, d]`` of another shape, or that are not finite, before anything changes.
-
-    Returns:
-        Those to go on with: of the mask ``usable [N]``, or all.
-
-    Raises:
-        ConfigError: ``gradients`` are not ``[N, d]``, or ``losses`` not ``[N]``, or missing where they are needed, or
-            ``usable`` is no mask ``[N]``.
-        NonFiniteError: a gradient or a loss that is to be used is NaN or infinite, or no point is usable.
-    """
-    if gradients.shape != points.shape:
-        raise ConfigError(f"gradients must be [N, d] = {list(points.shape)}, got {list(gradients.shape)}")
-    if losses is None and selection == "loss":
-        raise ConfigError("selection 'loss' needs the losses: call tell(gradients, losses) or step(closure)")
-    if losses is not None and losses.shape != points.shape[:1]:
-        raise ConfigError(f"losses must be [N] = {list(points.shape[:1])}, got {list(losses.shape)}")
-    if usable is None:
-        check_finite(gradients, losses)
-        return Evaluations(list(range(len(points))), gradients.detach().to(points), losses)
-    if usable.shape != points.shape[:1] or usable.dtype != torch.bool:
-        shape, kind = list(usable.shape), usable.dtype
-        raise ConfigError(f"usable must be a mask [N] = {list(points.shape[:1])} of bool, got {shape} of {kind}")
-    rows: list[int] = usable.nonzero().flatten().tolist()
-    if not rows:
-        raise NonFiniteError(f"none of the {len(points)} points is usable; the optimizer is unchanged")
-    gradients, losses = gradients[rows], None if losses is None else losses[rows]
-    check_finite(gradients, losses)
-    return Evaluations(rows, gradients.detach().to(points), losses)
 
 
 def predict_here(points: Tensor, estimator: GradientEstimator | None) -> Proposal:
@@ -207,15 +148,31 @@ def unpredicted_step(walker: Walker, gradient: Tensor) -> None:
     walker.step(gradient, lambda _: gradient)
 
 
-def follow(walker: Walker, estimator: GradientEstimator, steps: int, distances: Tensor | None = None) -> None:
-    """``steps`` base steps, each with the posterior mean at the point where it starts.
+def follow(walker: Walker, estimator: GradientEstimator, near: Sequence[int], distances: Tensor | None = None) -> None:
+    """Base steps, each with the posterior mean at the point where it starts.
 
-    ``distances [B, T]`` are those of the first of these points to the history, if they are known.
+    Args:
+        walker: the base where the first step starts.
+        estimator: predicts.
+        near: for each step the age of a point of the history that is near to where it starts, see `distances_to`.
+        distances: of the first of these points to the history, ``[B, T]``, if they are known.
     """
     (mean,) = estimator.new_means(1)  # one for all steps: fresh memory costs more than what is computed into it
-    for step in range(steps):
-        estimator.mean(walker.point(), distances if step == 0 else None, out=mean)
-        walker.step(mean, estimator.mean)
+    for step, age in enumerate(near):
+        here = walker.point()
+        known = distances if step == 0 and distances is not None else estimator.distances_to(here, age)
+        walker.step(estimator.mean(here, known, out=mean), estimator.mean)
+
+
+def ages_on_the_way(rows: Sequence[int], steps: int, stride: int) -> list[int]:
+    """For each base step from the iterate on, the age of the point evaluated last before it, see `follow`.
+
+    Args:
+        rows: which points of the chain are the newest in the history, ascending.
+        steps: how many base steps.
+        stride: base steps from one point of the chain to the next.
+    """
+    return [len(rows) - max(1, bisect_right(rows, step // stride)) for step in range(steps)]
 
 
 def chosen_point(selection: str, gradients: Tensor, losses: Tensor | None, maximize: bool = False) -> int:
@@ -261,7 +218,7 @@ def select(
         return 1
     if best is None:
         steps = options.parallelism * options.stride
-        follow(walker, estimator, steps, distances)
+        follow(walker, estimator, ages_on_the_way(told.rows, steps, options.stride), distances)
         return steps
     chosen = told.rows[best]
     # The same base steps again bring the state that belongs to the chosen point; no copy of it was kept.

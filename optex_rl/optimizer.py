@@ -194,7 +194,7 @@ class OptEx(Optimizer):
         """The parameter sets to evaluate, ``[N, d]``, in the order of the groups; row 0 is the current iterate.
 
         The parameters stay where they are. Asking again before `tell` gives the same points, unless the parameters were
-        moved in between: then a new chain starts where they are.
+        moved in between: then a new chain starts where they are. No copy is made: do not change the points in place.
         """
         return self._engine.ask()
 
@@ -211,7 +211,7 @@ class OptEx(Optimizer):
                 the history, and the step is made from those that remain. All by default.
 
         Raises:
-            ConfigError: `ask` was not called, or the shapes are not those.
+            ConfigError: `ask` was not called, its points were changed in place, or the shapes are not those.
             NonFiniteError: a gradient or loss to be used is NaN or infinite, or no point is usable; nothing was
                 changed. Or the step would make parameters NaN or infinite; parameters and state are as before it.
             NotPositiveDefiniteError: the kernel matrix cannot be factorised; parameters and state are as before.

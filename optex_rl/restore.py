@@ -147,7 +147,7 @@ def _check_history(path: str, state: dict[str, Any], trainer: Trainer) -> None:
         return
     options, groups = trainer.optimizer.options, FlatBase(trainer.optimizer.base).groups
     check_like(f"{path}.history", history, {})
-    T = len(history["points"])
+    T = len(history["gradients"])
     if not 0 < T <= options.history_size:
         raise RunFolderError(f"{path}.history must have 1 to {options.history_size} pairs, it has {T}")
     sizes = [sum(p.numel() for p in group["params"]) for group in groups]

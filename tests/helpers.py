@@ -107,7 +107,7 @@ class ExactEstimator:
         self.inserted += len(points)
         return torch.zeros(len(points), 1, 0, dtype=torch.float64)
 
-    def distances_to(self, point: Tensor) -> Tensor:
+    def distances_to(self, point: Tensor, near: int = 0) -> Tensor:
         return torch.zeros(1, 0, dtype=torch.float64)
 
     def mean(self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None) -> Tensor:

@@ -382,7 +382,7 @@ def test_a_state_saved_in_mid_cycle_loads_into_another_history(options: dict[str
     assert new.statistics["history"] == min(min(steps - 2, 40) + 4, new.options.history_size)
     estimator = new._engine.estimator
     assert estimator is not None
-    points = estimator.state_dict()["points"].double()
+    points = estimator.points().double()
     for (start, stop), distances in zip(estimator.blocks, estimator.state_dict()["distances"], strict=True):
         exact = (points[:, None, start:stop] - points[None, :, start:stop]).norm(dim=2)
         torch.testing.assert_close(distances, exact, rtol=1e-5, atol=1e-7)

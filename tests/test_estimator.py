@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Callable
 from copy import deepcopy
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optex_rl import GradientEstimator
-from optex_rl.distances import CHUNK, inner_products, squared_distances
+from optex_rl.distances import CHUNK, inner_products, offset_products, squared_distances, squared_distances_along
 from optex_rl.errors import NotPositiveDefiniteError, NumericalWarning
 from optex_rl.estimator import LENGTHSCALE_GRID, NOISE_GRID
 from optex_rl.history import ring_slices
@@ -168,6 +169,74 @@ def test_distances_of_neighbouring_iterates(d: int) -> None:
     assert ((expanded.double() - exact).abs() / exact).max() > 0.1
 
 
+def path(d: int, T: int, length: float) -> Tensor:
+    """Points in float32 of an optimizer's way: steps of one length, half of each like the one before."""
+    steps = normal(T, d, seed=5)
+    for k in range(1, T):
+        steps[k] = 0.5 * steps[k - 1] + 0.75**0.5 * steps[k]
+    points: Tensor = normal(d, seed=6) + length * steps.cumsum(0)
+    return points.float()
+
+
+def assert_distances(distances: Tensor, point: Tensor, points: Tensor, length: float) -> None:
+    """As exact as differences of float32 would give them, but for 1e-8 of the length of the path."""
+    exact = (points.double() - point.double()).square().sum(1).sqrt()
+    torch.testing.assert_close(distances, exact, rtol=2e-6, atol=1e-8 * length)
+
+
+@pytest.mark.parametrize("d", [10_000, 200_001])
+def test_distances_to_a_path_of_steps(d: int) -> None:
+    """Wrapped, by way of any of its points: those to the points themselves, to near ones and to one far away."""
+    points, length = path(d, 17, 1e-3), 0.012 * d**0.5
+    history = GradientEstimator(d, history_size=12)
+    for start, stop in ((0, 5), (5, 9), (9, 12), (12, 17)):
+        history.insert(points[start:stop], points[start:stop])
+    kept = torch.cat([points[12:], points[5:12]])  # slots 0 to 4 were written twice
+    torch.testing.assert_close(history.points(), kept, rtol=1e-7, atol=2e-9)
+    for point, distances in zip(kept, history._distances[0], strict=True):
+        assert_distances(distances, point, kept, length)
+    queries = [kept[3], kept[7] + 1e-5 * normal(d, seed=7).float(), points[0], 100.0 * normal(d, seed=8).float()]
+    for query in queries:
+        for age in range(12):
+            assert_distances(history.distances_to(query, age)[0], query, kept, length)
+
+
+@pytest.mark.parametrize("block_sizes", [None, [1000, 4000]])
+@pytest.mark.parametrize("apart", [0.0, 1e-7, 1e-5, 1e-4])
+def test_a_path_that_comes_back(apart: float, block_sizes: list[int] | None) -> None:
+    """To a point, or so near to it that the distance is lost in the rounding of the way round."""
+    points, length = path(5000, 8, 1e-2), 0.08 * 5000**0.5
+    history = GradientEstimator(5000, history_size=10, block_sizes=block_sizes)
+    history.insert(points, points)
+    back = points[2] + apart * normal(5000, seed=7).float()
+    for (start, stop), distances in zip(history.blocks, history.distances_to(back), strict=True):
+        assert_distances(distances, back[start:stop], points[:, start:stop], length)
+    history.insert(back[None], back[None])
+    for (start, stop), distances in zip(history.blocks, history.distances_to(points[2]), strict=True):
+        both = torch.cat([points, back[None]])[:, start:stop]
+        assert_distances(distances, points[2, start:stop], both, length)
+
+
+def test_distances_along_a_path_worked_by_hand() -> None:
+    # On the line: points 0, 1, 3, 6 with steps 1, 2, 3 to the last three. θ = 8 by way of 3 (r = 2): u = 5, products
+    # (?, 5, 10, 15), of which the first counts nowhere. C = 30, 25, 15, 0, C − C_r = 15, 10, 0, −15; squares from 3:
+    # 9, 4, 0, 9. So 25 + 30 + 9, 25 + 20 + 4, 25, 25 − 30 + 9 = 64, 49, 25, 4: eight, seven, five and two away.
+    newer = torch.ones(4, 4, dtype=torch.float64).triu(1)
+    products, square = torch.tensor([[7.0, 5.0, 10.0, 15.0]]).double(), torch.tensor([[25.0]]).double()
+    squares = torch.tensor([[9.0, 4.0, 0.0, 9.0]]).double()
+    assert squared_distances_along(products, square, newer, squares, 2).tolist() == [[64.0, 49.0, 25.0, 4.0]]
+
+
+def test_offsets_and_their_products_with_steps() -> None:
+    steps, newest, point = normal(3, 140_001, dtype=torch.float32), *normal(2, 140_001, seed=1, dtype=torch.float32)
+    for after, (start, stop) in itertools.product([[], [2, 0]], ((0, 140_001), (100, 137_000), (140_000, 140_001))):
+        offset = (point.double() - newest.double() + steps[after].double().sum(0))[start:stop]
+        expected = torch.cat([steps[:, start:stop].double() @ offset, (offset @ offset)[None]])
+        products = offset_products(point, newest, after, steps, start, stop)
+        torch.testing.assert_close(products, expected, rtol=1e-5, atol=1e-3)
+        assert products.dtype == torch.float64
+
+
 def test_sums_over_chunks_and_columns_are_those_of_float64() -> None:
     vector, vectors = normal(140_001, dtype=torch.float32), normal(3, 140_001, seed=1, dtype=torch.float32)
     for start, stop in ((0, None), (0, 8192), (100, 137_000), (140_000, 140_001)):
@@ -215,9 +284,12 @@ def test_one_insertion_of_many_is_many_of_one() -> None:
     for point, gradient in zip(points, gradients, strict=True):
         one_by_one.insert(point[None], gradient[None])
     ours, expected = at_once.state_dict(), one_by_one.state_dict()
-    # A product of matrices need not round as products of vectors do.
-    torch.testing.assert_close(ours.pop("gram"), expected.pop("gram"), rtol=1e-6, atol=1e-6)
-    assert same(ours, expected)
+    assert same(ours["gradients"], expected["gradients"])
+    assert same(ours["newest"], expected["newest"])
+    # Distances go by way of other points, and a product of matrices need not round as products of vectors do.
+    for key in ("distances", "gram"):
+        torch.testing.assert_close(ours[key], expected[key], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(at_once.points(), one_by_one.points())
 
 
 def test_an_insertion_gives_the_distances_to_the_history_as_it_is_now() -> None:
@@ -225,7 +297,7 @@ def test_an_insertion_gives_the_distances_to_the_history_as_it_is_now() -> None:
     for seed, n in enumerate((2, 3, 4, 9)):  # filling, wrapping, and more than there is room for
         points = normal(n, 4, seed=seed)
         rows = estimator.insert(points, normal(n, 4, seed=9), None if n < 3 else distances_of(estimator, points))
-        assert torch.equal(rows, distances_of(estimator, points[-6:]))
+        torch.testing.assert_close(rows, distances_of(estimator, points[-6:]), rtol=1e-12, atol=1e-12)
 
 
 def distances_of(estimator: GradientEstimator, points: Tensor) -> Tensor:
@@ -415,7 +487,7 @@ def test_history_that_is_not_finite_is_an_error() -> None:
     points = normal(3, 2)
     points[1, 0] = math.nan
     estimator = estimator_of(points, normal(3, 2, seed=1), lengthscale=1.0, noise=0.1)
-    with pytest.raises(NotPositiveDefiniteError, match=r"\(3, 3\) has 5 non-finite entries"):
+    with pytest.raises(NotPositiveDefiniteError, match=r"\(3, 3\) has 4 non-finite entries"):
         estimator.predict(points[0])
 
 

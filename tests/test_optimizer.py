@@ -338,7 +338,7 @@ def test_emulate_restarts_where_the_parameters_were_moved_to(steps: int) -> None
     assert len(optimizer._engine.proposal.gradients) == 1
     advance(problem, optimizer, 3)
     assert optimizer.statistics["history"] == pairs + 4
-    assert torch.equal(optimizer._engine.estimator._points[pairs], place)  # type: ignore[union-attr]
+    torch.testing.assert_close(optimizer._engine.estimator.points()[pairs], place)  # type: ignore[union-attr]
 
 
 def test_ask_gives_new_points_where_the_parameters_were_moved_to() -> None:
@@ -349,6 +349,31 @@ def test_ask_gives_new_points_where_the_parameters_were_moved_to() -> None:
     new = optimizer.ask()
     assert torch.equal(new[0], problem.point())
     assert not torch.equal(new[1:], old[1:])
+
+
+def test_points_that_were_changed_in_place_are_refused() -> None:
+    problem, optimizer = warm()
+    points = optimizer.ask()
+    asked = points.clone()
+    gradients, losses = problem.evaluate(points)
+    before = problem.point()
+    points[2] += 1.0
+    with pytest.raises(ConfigError, match=r"the points of ask\(\) were changed in place: change a copy"):
+        optimizer.tell(gradients, losses)
+    assert torch.equal(problem.point(), before)
+    assert torch.equal(optimizer.ask(), asked)
+    optimizer.tell(gradients, losses)
+    assert not torch.equal(problem.point(), before)
+
+
+def test_what_is_computed_with_the_points_does_not_touch_the_optimizer() -> None:
+    problem, optimizer = warm()
+    points = optimizer.ask().requires_grad_()
+    gradients, losses = problem.evaluate(points.detach())
+    points.square().sum().backward()  # type: ignore[no-untyped-call]
+    assert not optimizer.ask().requires_grad
+    assert optimizer.ask().grad is None
+    optimizer.tell(gradients, losses)
 
 
 @pytest.mark.parametrize("N", [1, 4])
@@ -369,7 +394,7 @@ def test_tell_after_a_move_records_the_pairs_and_leaves_the_parameters(N: int) -
     if N > 1:
         assert (optimizer.statistics["history"], optimizer.statistics["steps"]) == (16.0, 0.0)
         assert optimizer._engine.estimator is not None
-        assert torch.equal(optimizer._engine.estimator._points[12:16], points)
+        torch.testing.assert_close(optimizer._engine.estimator.points()[12:16], points)
         assert torch.equal(optimizer._engine.estimator._gradients[12:16], gradients)
 
 
@@ -403,7 +428,7 @@ def test_a_module_may_change_its_precision_after_construction(how: str, steps: i
     before = module.weight.detach().clone()
     run(16)
     assert optimizer._engine.estimator is not None
-    assert optimizer._engine.estimator._points.dtype == torch.float64
+    assert optimizer._engine.estimator.points().dtype == torch.float64
     assert optimizer.ask().dtype == torch.float64
     assert module.weight.norm() < before.norm()
     assert optimizer.statistics["cosine"] == pytest.approx(1.0, abs=1e-3)
@@ -416,7 +441,7 @@ def test_half_precision_keeps_a_history_in_float32(dtype: torch.dtype) -> None:
     losses = [float(optimizer.step(square_closure(optimizer, theta)).detach()) for _ in range(8)]
     assert losses[-1] < 0.1 * losses[0]
     state = optimizer.state_dict()["optex"]["history"]
-    assert state["points"].dtype == state["gradients"].dtype == torch.float32
+    assert state["steps"].dtype == state["gradients"].dtype == torch.float32
     assert optimizer.ask().dtype == dtype
     assert -1.0 <= optimizer.statistics["cosine"] <= 1.0 + 1e-6
 

@@ -326,7 +326,7 @@ def test_history_starts_anew_with_each_rollout_of_ppo_only(without_closure: str)
         def _on_rollout_end(self) -> None:
             (optimizer,) = optex_optimizers(self.model).values()
             history = optimizer.state_dict()["optex"]["history"]
-            sizes.append(0 if history is None else len(history["points"]))
+            sizes.append(0 if history is None else len(history["gradients"]))
 
     drop_in("ppo", **options).learn(256, OptExCallback(Sizes()))
     assert sizes == [0, 0, 0, 0]

@@ -273,7 +273,7 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit() -> None:
     one = make(optex_kwargs={"history_size": 9}).learn(6 * 8 * 6)
     two = reloaded(one, env=make_sb3_vec_env("CartPole-v1", 6))
     assert same(two.policy.optimizer.state_dict(), one.policy.optimizer.state_dict())
-    assert len(two.policy.optimizer.state_dict()["optex"]["history"]["points"]) == 9
+    assert len(two.policy.optimizer.state_dict()["optex"]["history"]["gradients"]) == 9
     assert two.parallelism == 3
     for model in (one, two):
         model.set_random_seed(1)
@@ -314,7 +314,7 @@ def test_loads_for_one_point_as_if_made_for_one() -> None:
 
 def test_the_history_may_be_reset_at_each_rollout() -> None:
     model = make().learn(3 * 8 * 6, OptExCallback(reset_history=True))
-    assert len(model._optimizer.state_dict()["optex"]["history"]["points"]) == 3
+    assert len(model._optimizer.state_dict()["optex"]["history"]["gradients"]) == 3
 
 
 def test_set_env_and_a_second_learn() -> None:

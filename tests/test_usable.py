@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from optex_rl import ConfigError, NonFiniteError, NotPositiveDefiniteError, OptEx, estimator
-from optex_rl.iteration import chosen_point
+from optex_rl.iteration import ages_on_the_way, chosen_point
 from optex_rl.options import SELECTIONS
 
 from .helpers import Problem, same
@@ -53,7 +53,7 @@ def test_what_is_told_of_a_dropped_point_does_not_matter(
     assert same(states[0], states[1])
     assert same(states[0], states[2])
     history = states[0][0]["optex"]["history"]
-    assert len(history["points"]) == min(10, iterations * N + N - len(dropped))
+    assert len(history["gradients"]) == min(10, iterations * N + N - len(dropped))
 
 
 @pytest.mark.parametrize("selection", ["last", "loss", "grad_norm"])
@@ -80,6 +80,17 @@ def test_dropping_equals_an_iteration_told_of_the_others_only(selection: str, dr
     assert same(optimizer.base.state_dict(), reference.base.state_dict())
 
 
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [0, 2, 3], [1], [2, 3], [0, 3]])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_ages_on_the_way(rows: list[int], stride: int) -> None:
+    """The last of the points that a chain has passed; before the first of them, the first."""
+    expected = []
+    for step in range(4 * stride):
+        passed = [row for row in rows if row * stride <= step]
+        expected.append(rows[::-1].index(max(passed, default=rows[0])))
+    assert ages_on_the_way(rows, 4 * stride, stride) == expected
+
+
 def test_refine_with_the_others_only() -> None:
     problem, optimizer = warm("refine", stride=2)
     points = optimizer.ask()
@@ -90,7 +101,7 @@ def test_refine_with_the_others_only() -> None:
     for _ in range(N * 2):
         reference.base.step(reference.estimator.predict(reference.base.point())[0])
     optimizer.tell(*spoil(gradients, losses, (1,), math.nan), usable=mask(1))
-    assert torch.equal(problem.point(), reference.base.point())
+    torch.testing.assert_close(problem.point(), reference.base.point())  # distances by way of other points
 
 
 def test_a_cold_iteration_averages_the_usable() -> None:
