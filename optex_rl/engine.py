@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .errors import ConfigError
-from .estimator import GradientEstimator
+from .estimator import Predictor
 from .flat import FlatBase
 from .iteration import Proposal, chosen_point, follow, predict_here, propose, select, unpredicted_step
 from .options import OptExOptions
@@ -38,7 +38,7 @@ class Engine:
 
     def reset(self) -> None:
         """Forget the history, the iteration under way and the statistics."""
-        self.estimator: GradientEstimator | None = None
+        self.estimator: Predictor | None = None
         self.proposal: Proposal | None = None
         self.statistics: dict[str, float] = {}
 
@@ -152,14 +152,14 @@ class Engine:
                 unpredicted_step(walker, gradients[0])
         self._record(here, told, steps, cosines)
 
-    def _current_estimator(self) -> GradientEstimator | None:
+    def _current_estimator(self) -> Predictor | None:
         """The estimator, on the device and in the precision of the parameters now; None before the first pair."""
         if self.estimator is not None:
             parameter = self.base.parameters[0]
             self.estimator.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
         return self.estimator
 
-    def _insert(self, proposal: Proposal, told: Evaluations) -> tuple[GradientEstimator, Tensor]:
+    def _insert(self, proposal: Proposal, told: Evaluations) -> tuple[Predictor, Tensor]:
         """Add the pairs of usable points to the history, made here: modules move to their device after construction.
 
         Returns:
@@ -172,7 +172,7 @@ class Engine:
         distances = None if proposal.cold else proposal.distances[told.rows]
         return estimator, estimator.insert(points, told.gradients, distances)
 
-    def _new_estimator(self) -> GradientEstimator:
+    def _new_estimator(self) -> Predictor:
         parameter = self.base.parameters[0]
         sizes = [sum(p.numel() for p in group["params"]) for group in self.base.groups]
         return PREDICTORS[self.options.predictor](

@@ -1,4 +1,4 @@
-"""The Gaussian-process estimate of a gradient from the history of (parameters, gradient) pairs.
+"""What predicts a gradient from the history of (parameters, gradient) pairs: its Gaussian-process estimate.
 
 Axes: ``d`` parameters, ``T`` pairs in the history, ``B`` blocks of parameters, ``N`` points.
 """
@@ -6,6 +6,7 @@ Axes: ``d`` parameters, ``T`` pairs in the history, ``B`` blocks of parameters, 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Final
 
@@ -21,7 +22,55 @@ LENGTHSCALE_GRID: Final = 2.0 ** torch.arange(-2.0, 5.0, dtype=torch.float64)  #
 NOISE_GRID: Final = 10.0 ** torch.linspace(-6.0, 1.0, 15, dtype=torch.float64)
 
 
-class GradientEstimator(History):
+class Predictor(History, ABC):
+    """A history that stands in for the gradient at points where none was evaluated."""
+
+    @abstractmethod
+    def mean(self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """Predicted gradient at ``point [d]``, ``[d]``.
+
+        Args:
+            point: ``[d]``.
+            distances: what `distances_to` gives for it, ``[B, T]``, if it is known already.
+            out: a row of `new_means` to put the prediction into; a new one by default.
+
+        Raises:
+            ConfigError: the history is empty.
+        """
+
+    @abstractmethod
+    def variances(self, distances: Tensor) -> Tensor:
+        """How uncertain predictions are, from 0 (known) to 1 (nothing known).
+
+        Args:
+            distances: what `distances_to` gives for each point, ``[N, B, T]``.
+
+        Returns:
+            ``[N, B]``.
+
+        Raises:
+            ConfigError: the history is empty.
+        """
+
+    def hyperparameters(self) -> dict[str, Tensor]:
+        """What was fitted to the history, by name, a number for each block ``[B]``."""
+        return {}
+
+    def predict(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicted gradient at ``point [d]``, and the variance of each block ``[B]``; see `mean` and `variances`.
+
+        Raises:
+            ConfigError: the history is empty.
+        """
+        distances = self.distances_to(point)
+        return self.mean(point, distances), self.variances(distances[None])[0]
+
+    def new_means(self, n: int) -> Tensor:
+        """Room for ``n`` predictions, ``[n, d]``."""
+        return self._gradients.new_empty(n, self.dim)
+
+
+class GradientEstimator(Predictor):
     """Posterior mean and variance of a gradient, given noisy gradients at other points.
 
     With a separable kernel ``k·I`` and the gradients as rows of ``G`` (Shu et al., 2024, arXiv 2402.11427, Prop. 4.1):
@@ -114,16 +163,7 @@ class GradientEstimator(History):
 
     @torch.no_grad()
     def mean(self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Posterior mean of the gradient at ``point [d]``, ``[d]``.
-
-        Args:
-            point: ``[d]``.
-            distances: what `distances_to` gives for it, ``[B, T]``, if it is known already.
-            out: a row of `new_means` to put the mean into; a new one by default.
-
-        Raises:
-            ConfigError: the history is empty.
-        """
+        """Posterior mean of the gradient at ``point [d]``, ``[d]``; see `Predictor.mean`."""
         white = self._whitened_kernel(self.distances_to(point) if distances is None else distances)
         weights = (self._whitening.mT @ white)[:, :, 0]  # (K + σ²I)⁻¹ k(θ), [B, T]
         mean = self.new_means(1)[0] if out is None else out
@@ -134,27 +174,12 @@ class GradientEstimator(History):
 
     @torch.no_grad()
     def variances(self, distances: Tensor) -> Tensor:
-        """Posterior variances at points in units of the kernel's amplitude: 0 (known) to 1 (nothing known).
-
-        Args:
-            distances: what `distances_to` gives for each point, ``[N, B, T]``.
-
-        Returns:
-            ``[N, B]``.
-
-        Raises:
-            ConfigError: the history is empty.
-        """
+        """Posterior variances ``[N, B]`` in units of the kernel's amplitude; see `Predictor.variances`."""
         return (1.0 - self._whitened_kernel(distances).square().sum((-2, -1))).clamp_min(0.0)
 
-    def predict(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean of the gradient at ``point [d]``, and the variance of each block ``[B]``; see both.
-
-        Raises:
-            ConfigError: the history is empty.
-        """
-        distances = self.distances_to(point)
-        return self.mean(point, distances), self.variances(distances[None])[0]
+    def hyperparameters(self) -> dict[str, Tensor]:
+        """Length scale and noise of each block, ``[B]``, as last fitted."""
+        return {"lengthscale": self.lengthscale, "noise": self.noise}
 
     def _whitened_kernel(self, distances: Tensor) -> Tensor:
         """W·k(θ) of points with ``distances [..., B, T]``, ``[..., B, T, 1]``; WᵀW is (K + σ²I)⁻¹."""
@@ -163,7 +188,3 @@ class GradientEstimator(History):
         if self._changed:
             self.fit()
         return self._whitening @ KERNELS[self.kernel](distances / self.lengthscale[:, None])[..., None]
-
-    def new_means(self, n: int) -> Tensor:
-        """Room for ``n`` posterior means, ``[n, d]``."""
-        return self._gradients.new_empty(n, self.dim)

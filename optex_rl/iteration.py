@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .estimator import GradientEstimator
+from .estimator import Predictor
 from .flat import FlatBase, Walker
 from .options import OptExOptions
 from .told import Evaluations
@@ -81,7 +81,7 @@ class Proposal:
         }
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any], like: Tensor, estimator: GradientEstimator | None) -> Proposal:
+    def from_state_dict(cls, state: dict[str, Any], like: Tensor, estimator: Predictor | None) -> Proposal:
         """Proposal from `state_dict`, on the device and in the precision of ``like``, over the history given."""
         points = state["points"].to(like, copy=True)
         distances = torch.empty(0, 1, 0, dtype=torch.float64)
@@ -97,7 +97,7 @@ class Proposal:
         )
 
 
-def predict_here(points: Tensor, estimator: GradientEstimator | None) -> Proposal:
+def predict_here(points: Tensor, estimator: Predictor | None) -> Proposal:
     """Proposal of given points ``[N, d]``, with the posterior at each of them if there is one."""
     if estimator is None or len(estimator) == 0:
         nothing = torch.empty(0, 1, dtype=torch.float64)
@@ -107,7 +107,7 @@ def predict_here(points: Tensor, estimator: GradientEstimator | None) -> Proposa
     return Proposal(points, means, estimator.variances(distances), distances)
 
 
-def can_look_ahead(estimator: GradientEstimator, options: OptExOptions) -> bool:
+def can_look_ahead(estimator: Predictor, options: OptExOptions) -> bool:
     """Whether there is enough to predict points from: two distinct points, or for ``"refine"`` one.
 
     One point says nothing of how the gradient changes; along it one may look, as ``"refine"`` does, but not go.
@@ -116,7 +116,7 @@ def can_look_ahead(estimator: GradientEstimator, options: OptExOptions) -> bool:
 
 
 @torch.no_grad()
-def propose(base: FlatBase, estimator: GradientEstimator | None, options: OptExOptions) -> Proposal:
+def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) -> Proposal:
     """The points of the next evaluation: base steps with posterior means, taken back afterwards.
 
     θ₀ is the iterate; θᵢ is ``stride`` base steps from θᵢ₋₁, each with the posterior mean where it starts, the state of
@@ -148,7 +148,7 @@ def unpredicted_step(walker: Walker, gradient: Tensor) -> None:
     walker.step(gradient, lambda _: gradient)
 
 
-def follow(walker: Walker, estimator: GradientEstimator, near: Sequence[int], distances: Tensor | None = None) -> None:
+def follow(walker: Walker, estimator: Predictor, near: Sequence[int], distances: Tensor | None = None) -> None:
     """Base steps, each with the posterior mean at the point where it starts.
 
     Args:
@@ -195,7 +195,7 @@ def chosen_point(selection: str, gradients: Tensor, losses: Tensor | None, maxim
 @torch.no_grad()
 def select(
     walker: Walker,
-    estimator: GradientEstimator,
+    estimator: Predictor,
     proposal: Proposal,
     told: Evaluations,
     best: int | None,

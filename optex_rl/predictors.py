@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Final
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from .estimator import GradientEstimator
+from .estimator import GradientEstimator, Predictor
 
 
-class _TrivialPredictor(GradientEstimator):
-    """A history whose prediction is the same everywhere, of variance 1 (nothing known), without anything to fit."""
+class _TrivialPredictor(Predictor):
+    """A history whose prediction is the same everywhere, of variance 1 (nothing known), without anything to fit.
 
-    def fit(self) -> None:
-        """Do nothing."""
+    It takes the arguments of `GradientEstimator`, of which those that say what to fit are ignored.
+    """
 
+    def __init__(
+        self,
+        dim: int,
+        *,
+        history_size: int = 40,
+        block_sizes: Sequence[int] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        **ignored: Any,
+    ) -> None:
+        super().__init__(dim, history_size, block_sizes, dtype, device)
+
+    @abstractmethod
     def _gradient(self, out: Tensor) -> None:
         """Put the prediction into ``out [d]``."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def mean(self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -46,7 +60,7 @@ class LastGradient(_TrivialPredictor):
         out.copy_(self._gradients[self._slot - 1])  # slot −1 is the last of a ring that has just come round
 
 
-PREDICTORS: Final[dict[str, type[GradientEstimator]]] = {
+PREDICTORS: Final[dict[str, Callable[..., Predictor]]] = {
     "posterior": GradientEstimator,
     "mean": MeanGradient,
     "last": LastGradient,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .estimator import GradientEstimator
+from .estimator import Predictor
 
 
 def mean_cosines(a: Tensor, b: Tensor, sizes: list[int]) -> list[float]:
@@ -35,24 +35,21 @@ def mean_cosines(a: Tensor, b: Tensor, sizes: list[int]) -> list[float]:
 
 
 def iteration_statistics(
-    cosines: list[float], variances: Tensor, estimator: GradientEstimator, groups: list[dict[str, Any]]
+    cosines: list[float], variances: Tensor, estimator: Predictor, groups: list[dict[str, Any]]
 ) -> dict[str, float]:
     """Figures that say how good the predictions were.
 
     Args:
         cosines: between predictions and true gradients, from `mean_cosines` over the groups; empty if there were none.
         variances: posterior variances at the points, ``[N, B]``.
-        estimator: gives length scale and noise.
+        estimator: gives what it has fitted.
         groups: parameter groups; several get a cosine each.
     """
     names = [str(group.get("name", number)) for number, group in enumerate(groups)]
     tags = ["cosine"] if len(groups) == 1 else ["cosine", *(f"cosine/{name}" for name in names)]
     statistics = dict(zip(tags, cosines, strict=False))
-    values = {
-        "lengthscale": estimator.lengthscale.tolist(),
-        "noise": estimator.noise.tolist(),
-        "variance": variances.mean(0).tolist(),
-    }
+    figures = {**estimator.hyperparameters(), "variance": variances.mean(0)}
+    values = {name: blocks.tolist() for name, blocks in figures.items()}
     for key, blocks in values.items():
         tags = [key] if len(blocks) == 1 else [f"{key}/{name}" for name in names]
         # A length scale is infinite where only one point is known: a figure that plots and JSON cannot hold.

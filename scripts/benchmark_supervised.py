@@ -162,7 +162,7 @@ def measure(make: Make, options: argparse.Namespace) -> Cells:
             settings = {"base": options.base, "lr": rate, "history_size": options.history_size}
             cells[method.name, rate] = [run(method, make(seed), T, every=every, **settings) for seed in seeds]
     if options.task == "clicks" and find_spec("pytorch_optimizer") is None:
-        print("AdaHessian is left out; for it, pip install pytorch_optimizer\n")
+        print('AdaHessian is left out; for it, install the extra: pip install -e ".[optimizers]"\n')
     elif options.task == "clicks":
         for rate in options.learning_rates:
             cells["AdaHessian", rate] = [run_adahessian(make(seed), T, every, rate, seed) for seed in seeds]

@@ -94,8 +94,6 @@ class ExactEstimator:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.lengthscale = torch.ones(1, dtype=torch.float64)
-        self.noise = torch.zeros(1, dtype=torch.float64)
         self.ready = True
         self.inserted = 0
 
@@ -106,6 +104,9 @@ class ExactEstimator:
         assert points.shape == gradients.shape
         self.inserted += len(points)
         return torch.zeros(len(points), 1, 0, dtype=torch.float64)
+
+    def hyperparameters(self) -> dict[str, Tensor]:
+        return {}
 
     def distances_to(self, point: Tensor, near: int = 0) -> Tensor:
         return torch.zeros(1, 0, dtype=torch.float64)

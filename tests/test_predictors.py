@@ -69,6 +69,7 @@ def test_an_iteration_follows_the_predictor(predictor: str, selection: str) -> N
             expected = points[2] - 0.1 * gradients[2]
         torch.testing.assert_close(theta.detach(), expected)
     assert optimizer.statistics["variance"] == 1.0
+    assert not {"lengthscale", "noise"} & optimizer.statistics.keys()  # nothing was fitted
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
