@@ -1,4 +1,4 @@
-"""Optimizers that are no base of OptEx, or not only one: AdaHessian and L-BFGS, on the same problems."""
+"""Optimizers that are no base of OptEx, or not only one: AdaHessian, L-BFGS and Gauss-Newton, on the same problems."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import least_squares, minimize
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -95,35 +95,84 @@ def lbfgs(problem: Problem, evaluations: int) -> Callable[[], int]:
     return iterate
 
 
+class Recorder:
+    """The curve of an algorithm of SciPy's, which keeps its loop to itself; recording is left out of the seconds.
+
+    Attributes:
+        curve: what was recorded, over the evaluations.
+        evaluations: how many there were, to be counted by the caller.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.curve = Curve([0], [0.0], [problem.values()])
+        self.evaluations = 0
+        self._problem, self._paused, self._start = problem, 0.0, time.process_time()
+
+    def start(self) -> Any:
+        """The parameters ``[d]`` as an array in double precision."""
+        return parameters_to_vector(self._problem.parameters).detach().numpy().astype(np.float64)
+
+    def tensor(self, x: Any) -> Tensor:
+        """An array ``[d]`` as the parameters are."""
+        return torch.from_numpy(x).to(self._problem.parameters[0])
+
+    def record(self, x: Any) -> None:
+        """Move the parameters to the array ``x [d]`` and add what the problem says of them."""
+        now = time.process_time()
+        vector_to_parameters(self.tensor(x), self._problem.parameters)
+        self.curve.iterations.append(self.evaluations)
+        self.curve.seconds.append(now - self._start - self._paused)
+        self.curve.values.append(self._problem.values())
+        self._paused += time.process_time() - now
+
+
 def lbfgsb(problem: Problem, evaluations: int) -> Curve:
-    """The curve of SciPy's L-BFGS-B, without bounds, counted in evaluations; recording is left out of the seconds.
+    """The curve of SciPy's L-BFGS-B, without bounds, counted in evaluations of loss and gradient.
 
     Args:
         problem: without noise.
         evaluations: after about so many it ends.
     """
-    curve = Curve([0], [0.0], [problem.values()])
-    count, paused, start = 0, 0.0, time.process_time()
+    recorder = Recorder(problem)
 
     def function(x: Any) -> tuple[float, Any]:
-        nonlocal count
-        count += 1
-        losses, gradients = problem.evaluate(torch.from_numpy(x)[None].to(problem.parameters[0]))
+        recorder.evaluations += 1
+        losses, gradients = problem.evaluate(recorder.tensor(x)[None])
         return float(losses[0]), gradients[0].numpy().astype(np.float64)
 
-    def callback(xk: Any) -> None:
-        nonlocal paused
-        now = time.process_time()
-        vector_to_parameters(torch.from_numpy(xk).to(problem.parameters[0]), problem.parameters)
-        curve.iterations.append(count)
-        curve.seconds.append(now - start - paused)
-        curve.values.append(problem.values())
-        paused += time.process_time() - now
-
-    x = parameters_to_vector(problem.parameters).detach().numpy().astype(np.float64)
     limits = {"maxfun": evaluations, "maxiter": evaluations, "ftol": 0.0, "gtol": 0.0}
-    minimize(function, x, jac=True, method="L-BFGS-B", callback=callback, options=limits)
-    return curve
+    start = recorder.start()
+    minimize(function, start, jac=True, method="L-BFGS-B", callback=recorder.record, options=limits)
+    return recorder.curve
+
+
+def gauss_newton(
+    problem: Problem, residuals: Callable[[Tensor], Tensor], jacobian: Callable[[Tensor], Any], evaluations: int
+) -> Curve:
+    """The curve of SciPy's Gauss-Newton steps within a trust region (Branch, Coleman & Li, 1999, without bounds).
+
+    Counted in evaluations of the residuals; where a step was good, their Jacobian is evaluated too.
+
+    Args:
+        problem: whose loss is the sum of the squared residuals.
+        residuals: ``[m]`` at a point ``[d]``, both in double precision.
+        jacobian: ``[m, d]`` likewise, as an array or a sparse array of SciPy.
+        evaluations: after so many it ends.
+    """
+    recorder = Recorder(problem)
+
+    def function(x: Any) -> Any:
+        recorder.evaluations += 1
+        return residuals(torch.from_numpy(x)).detach().numpy()
+
+    def slopes(x: Any) -> Any:
+        if recorder.evaluations > 1:  # after a good step, that is
+            recorder.record(x)
+        return jacobian(torch.from_numpy(x))
+
+    tolerances = {"ftol": None, "xtol": 1e-15, "gtol": 1e-15}  # SciPy takes no smaller ones
+    least_squares(function, recorder.start(), slopes, max_nfev=evaluations, **tolerances)
+    return recorder.curve
 
 
 def quasi_newton(make: Callable[[int], Problem], seeds: int, evaluations: int) -> Cells:

@@ -7,8 +7,9 @@
     python -m scripts.benchmark_supervised --task pinn
 
 digits, cifar10, shakespeare: Adam as vanilla, target, data-parallel and in OptEx. clicks: AdaGrad likewise, and
-AdaHessian. pinn: a differential equation, where there are no batches; Adam likewise, and L-BFGS of torch and of SciPy,
-whose iterations are evaluations of loss and gradient, one after the other.
+AdaHessian. pinn: a differential equation, where there are no batches; Adam likewise, L-BFGS of torch and of SciPy,
+whose iterations are evaluations of loss and gradient, one after the other, and Gauss-Newton of SciPy, whose iterations
+are evaluations of residuals and Jacobian.
 
 Every evaluation has a batch of its own. Curves and table show the loss on a fixed part of the training data and the
 error on data held out (pinn: the relative error of the solution). For every method and learning rate, medians over
@@ -31,7 +32,7 @@ from torch import nn
 
 from optex_rl import ConfigError, OptExError
 
-from .baselines import adahessian, quasi_newton
+from .baselines import adahessian, gauss_newton, quasi_newton
 from .curves import Curve, optex, record, run, yardsticks
 from .datasets import Dataset, Split, load_digits, read_cifar10, read_criteo, read_text, write_clicks
 from .models import CharacterTransformer, ClickModel, ImageClassifier, mlp
@@ -109,13 +110,14 @@ def shakespeare(options: argparse.Namespace, shown: int = 32) -> Make:
     return make
 
 
-def pinn(options: argparse.Namespace) -> Make:
+def poisson(seed: int) -> Poisson:
     """A physics-informed network in double precision."""
+    return Poisson(initial(lambda: mlp(1, 32, 32, 1, activation=nn.Tanh), seed).double())
 
-    def make(seed: int) -> ModuleProblem:
-        return Poisson(initial(lambda: mlp(1, 32, 32, 1, activation=nn.Tanh), seed).double())
 
-    return make
+def pinn(options: argparse.Namespace) -> Make:
+    """A physics-informed network; there are no options."""
+    return poisson
 
 
 def needed(options: argparse.Namespace) -> Path:
@@ -168,7 +170,19 @@ def measure(make: Make, options: argparse.Namespace) -> Cells:
             cells["AdaHessian", rate] = [run_adahessian(make(seed), T, every, rate, seed) for seed in seeds]
     if options.task == "pinn":
         cells |= quasi_newton(make, options.seeds, T)
+        cells["Gauss-Newton, SciPy", 1.0] = [poisson_by_gauss_newton(seed, T) for seed in seeds]
     return cells
+
+
+def poisson_by_gauss_newton(seed: int, evaluations: int) -> Curve:
+    """The curve of Gauss-Newton."""
+    problem = poisson(seed)
+    return gauss_newton(
+        problem,
+        lambda point: problem.residuals(problem.call_at(point)),
+        lambda point: problem.jacobian_at(point).numpy(),
+        evaluations,
+    )
 
 
 def run_adahessian(problem: ModuleProblem, iterations: int, every: int, lr: float, seed: int) -> Curve:

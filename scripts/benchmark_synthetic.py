@@ -9,7 +9,8 @@ to the value where vanilla ended (at that of its rates which ends lowest), how m
 is, the processor seconds it took, how many seeds got there, and the time of an iteration. One thread computes
 everything, the N evaluations too: the seconds are those of a machine with one core.
 
-Without noise L-BFGS is there too; its iterations are evaluations of value and gradient, one after the other.
+Without noise L-BFGS is there too; its iterations are evaluations of value and gradient, one after the other. So is
+Gauss-Newton where the function is a sum of squares; its iterations are evaluations of residuals and Jacobian.
 
     python -m scripts.benchmark_synthetic                            # Fig. 2, noise-free
     python -m scripts.benchmark_synthetic --ablation selection       # Fig. 6, on Rosenbrock
@@ -21,8 +22,11 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from scipy.sparse import diags_array, vstack
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -30,7 +34,7 @@ from optex_rl import OptExError
 from optex_rl.kernels import KERNELS
 from optex_rl.options import SELECTIONS
 
-from .baselines import quasi_newton
+from .baselines import gauss_newton, quasi_newton
 from .curves import Method, optex, run, yardsticks
 from .reports import Cells, at_least, best_rates, draw, header, panel, table
 
@@ -55,6 +59,42 @@ def rosenbrock(x: Tensor) -> Tensor:
     return (100.0 * (ahead - here.square()).square() + (1.0 - here).square()).mean(-1)
 
 
+class SumOfSquares(NamedTuple):
+    """A function as a sum of squares.
+
+    Attributes:
+        residuals: ``[m]`` at ``x [d]``.
+        jacobian: their sparse Jacobian ``[m, d]``.
+    """
+
+    residuals: Callable[[Tensor], Tensor]
+    jacobian: Callable[[Tensor], Any]
+
+
+def sphere_jacobian(x: Tensor) -> Any:
+    """Of ``x / √d``."""
+    return diags_array(np.ones(len(x)) / math.sqrt(len(x)))
+
+
+def rosenbrock_residuals(x: Tensor) -> Tensor:
+    """``10 (xᵢ₊₁ − xᵢ²) / √(d − 1)``, then ``(1 − xᵢ) / √(d − 1)``, ``[2 (d − 1)]``."""
+    ahead, here = x[1:], x[:-1]
+    return torch.cat([10.0 * (ahead - here.square()), 1.0 - here]) / math.sqrt(len(here))
+
+
+def rosenbrock_jacobian(x: Tensor) -> Any:
+    """Of `rosenbrock_residuals`."""
+    pairs = len(x) - 1
+    shape = (pairs, len(x))
+    curved = diags_array([-20.0 * x[:-1].numpy(), np.full(pairs, 10.0)], offsets=[0, 1], shape=shape)
+    straight = diags_array(-np.ones(pairs), shape=shape)
+    return vstack([curved, straight], format="csr") / math.sqrt(pairs)
+
+
+SUMS_OF_SQUARES = {
+    "sphere": SumOfSquares(lambda x: x / math.sqrt(len(x)), sphere_jacobian),
+    "rosenbrock": SumOfSquares(rosenbrock_residuals, rosenbrock_jacobian),
+}
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"ackley": ackley, "sphere": sphere, "rosenbrock": rosenbrock}
 
 
@@ -131,6 +171,10 @@ def runs(name: str, methods: Sequence[Method], options: argparse.Namespace) -> C
     }
     if not options.ablation and not options.noise:  # line searches compare values
         cells |= quasi_newton(start, options.seeds, options.iterations)
+        if name in SUMS_OF_SQUARES:
+            cells["Gauss-Newton, SciPy", 1.0] = [
+                gauss_newton(start(seed), *SUMS_OF_SQUARES[name], options.iterations) for seed in range(options.seeds)
+            ]
     return cells
 
 

@@ -39,11 +39,15 @@ class ModuleProblem(ABC):
     def values(self) -> tuple[float, ...]:
         """Loss and error that the curve shows."""
 
-    def loss_at(self, point: Tensor) -> Tensor:
-        """The loss with the parameters of ``point [d]``, as a function of it."""
+    def call_at(self, point: Tensor) -> Call:
+        """The model with the parameters of ``point [d]``, as a function of them too."""
         parts = torch.split(point, [p.numel() for p in self.parameters])
         tensors = {n: part.view_as(p) for n, part, p in zip(self.names, parts, self.parameters, strict=True)}
-        return self.loss(lambda *inputs: functional_call(self.model, tensors, inputs))
+        return lambda *inputs: functional_call(self.model, tensors, inputs)
+
+    def loss_at(self, point: Tensor) -> Tensor:
+        """The loss with the parameters of ``point [d]``, as a function of it."""
+        return self.loss(self.call_at(point))
 
     def evaluate(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Losses ``[N]`` and gradients ``[N, d]``."""
@@ -100,14 +104,25 @@ class Poisson(ModuleProblem):
         self.x = torch.linspace(0.0, 1.0, points, dtype=torch.float64)[:, None]
         self.weight = weight
 
-    def loss(self, call: Call) -> Tensor:
-        """Residual and boundary."""
+    def residuals(self, call: Call) -> Tensor:
+        """Of equation and boundary, ``[P + 2]``; the sum of their squares is the loss."""
         x = self.x.clone().requires_grad_()
         u = call(x)
         (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
         (curvature,) = torch.autograd.grad(slope.sum(), x, create_graph=True)
-        residual = curvature / (4.0 * math.pi**2) + torch.sin(2.0 * math.pi * self.x)
-        return residual.square().mean() + self.weight * (u[0].square() + u[-1].square()).sum()
+        inside = curvature / (4.0 * math.pi**2) + torch.sin(2.0 * math.pi * self.x)
+        return torch.cat([inside / math.sqrt(len(x)), math.sqrt(self.weight) * u[[0, -1]]])[:, 0]
+
+    def loss(self, call: Call) -> Tensor:
+        """Equation and boundary."""
+        return self.residuals(call).square().sum()
+
+    def jacobian_at(self, point: Tensor) -> Tensor:
+        """Of the residuals, ``[P + 2, d]`` at ``point [d]``, all rows by one batched backward pass."""
+        leaf = point.detach().requires_grad_()
+        residuals = self.residuals(self.call_at(leaf))
+        directions = torch.eye(len(residuals), dtype=residuals.dtype)
+        return torch.autograd.grad(residuals, leaf, directions, is_grads_batched=True)[0]
 
     def values(self) -> tuple[float, ...]:
         """The loss, and the error ``‖u − sin 2πx‖ / ‖sin 2πx‖`` at the points."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from optex_rl import ConfigError
 from scripts import benchmark_supervised
-from scripts.baselines import adahessian, hutchinson, lbfgs, lbfgsb
+from scripts.baselines import adahessian, gauss_newton, hutchinson, lbfgs, lbfgsb
+from scripts.benchmark_supervised import poisson_by_gauss_newton
 from scripts.curves import Method, optex, record, run
 from scripts.datasets import (
     CIFAR_RECORD,
@@ -209,6 +210,18 @@ def test_the_differential_equation_by_hand() -> None:
     assert float(problem.loss(lambda x: x.square()).detach()) == pytest.approx(expected)
 
 
+def test_the_residuals_of_the_differential_equation_and_their_jacobian() -> None:
+    problem = Poisson(mlp(1, 3, 1, activation=nn.Tanh).double(), points=5)
+    point = torch.cat([p.detach().flatten() for p in problem.parameters])
+    residuals = problem.residuals(problem.call_at(point)).detach()
+    assert float(residuals.square().sum()) == pytest.approx(problem.values()[0])
+    step = 1e-6 * torch.eye(len(point), dtype=torch.float64)
+    moved = [
+        problem.residuals(problem.call_at(point + h)) - problem.residuals(problem.call_at(point - h)) for h in step
+    ]
+    torch.testing.assert_close(problem.jacobian_at(point), torch.stack(moved, 1).detach() / 2e-6, rtol=1e-5, atol=1e-8)
+
+
 class Quadratic(ModuleProblem):
     """``½ Σ cᵢ θᵢ²``, ``c = 1, 2, 3``, from ``θ = (1, 1, 1)``."""
 
@@ -263,6 +276,22 @@ def test_lbfgsb_counts_its_evaluations_and_converges() -> None:
     assert curve.column()[-1] < 1e-12
 
 
+def test_gauss_newton_is_one_step_where_residuals_are_linear() -> None:
+    problem = Quadratic()
+    root = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64).sqrt()
+    curve = gauss_newton(problem, lambda point: root * point, lambda _: torch.diag(root).numpy(), 30)
+    assert curve.iterations[:2] == [0, 2]  # at the start, and after the step
+    assert curve.column()[1] < 1e-12
+    assert curve.column()[0] == pytest.approx(3.0)
+
+
+def test_gauss_newton_solves_the_differential_equation() -> None:
+    curve = poisson_by_gauss_newton(0, 60)
+    assert curve.iterations == sorted(curve.iterations)
+    assert curve.iterations[-1] <= 60
+    assert curve.column()[-1] < 1e-3 * curve.column()[0]
+
+
 def test_optex_is_ahead_of_vanilla_on_the_digits() -> None:
     options = benchmark_supervised.flags().parse_args(["--task", "digits", "--batch-size", "128"])
     make = benchmark_supervised.digits(options)
@@ -300,7 +329,9 @@ def test_every_task_runs(
     out = capsys.readouterr().out
     named = [line.split(" | ")[1] for line in out.splitlines() if line.startswith(f"| {task}")]
     averaged = [] if task == "pinn" else ["data-parallel"]
-    extra = {"clicks": ["AdaHessian"], "pinn": ["L-BFGS, torch", "L-BFGS-B, SciPy"]}.get(task, [])
+    extra = {"clicks": ["AdaHessian"], "pinn": ["L-BFGS, torch", "L-BFGS-B, SciPy", "Gauss-Newton, SciPy"]}.get(
+        task, []
+    )
     left_out = ["AdaHessian"] if "AdaHessian is left out" in out else []
     assert named + left_out == ["vanilla", "target", *averaged, "OptEx, refine", "OptEx, last", *extra]
     assert picture.read_bytes().startswith(b"\x89PNG")

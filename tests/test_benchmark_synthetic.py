@@ -13,7 +13,18 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from optex_rl import ConfigError
-from scripts.benchmark_synthetic import ABLATIONS, FUNCTIONS, Synthetic, ablation, ackley, main, rosenbrock, sphere
+from scripts.baselines import gauss_newton
+from scripts.benchmark_synthetic import (
+    ABLATIONS,
+    FUNCTIONS,
+    SUMS_OF_SQUARES,
+    Synthetic,
+    ablation,
+    ackley,
+    main,
+    rosenbrock,
+    sphere,
+)
 from scripts.curves import Curve, Method, optex, run, yardsticks
 from scripts.reports import at_least, compared, draw, panel
 
@@ -52,6 +63,21 @@ def test_gradients_by_hand(function: Callable[[Tensor], Tensor], point: list[flo
     losses, gradients = problem.evaluate(points)
     assert gradients[1].tolist() == pytest.approx(gradient, abs=1e-12)
     assert losses.tolist() == function(points).tolist()
+
+
+@pytest.mark.parametrize("name", SUMS_OF_SQUARES)
+def test_sums_of_squares(name: str) -> None:
+    """They are the function, and their Jacobian is that of automatic differentiation."""
+    x = torch.tensor([1.5, -0.5, 2.0, 0.3], dtype=torch.float64)
+    residuals, jacobian = SUMS_OF_SQUARES[name]
+    assert float(residuals(x).square().sum()) == pytest.approx(float(FUNCTIONS[name](x)))
+    expected = torch.autograd.functional.jacobian(residuals, x)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(torch.from_numpy(jacobian(x).toarray()), expected)
+
+
+def test_gauss_newton_ends_at_the_minimum_of_rosenbrock() -> None:
+    curve = gauss_newton(Synthetic(rosenbrock, 2, 0.0, seed=0), *SUMS_OF_SQUARES["rosenbrock"], 100)
+    assert curve.column()[-1] < 1e-10 < curve.column()[0]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -172,8 +198,9 @@ def test_without_noise_quasi_newton_methods_are_there(
         "OptEx, last",
         "L-BFGS, torch",
         "L-BFGS-B, SciPy",
+        "Gauss-Newton, SciPy",
     ]
-    assert max(last_values["L-BFGS, torch"], last_values["L-BFGS-B, SciPy"]) < 1e-6 < last_values["vanilla"]
+    assert max(list(last_values.values())[4:]) < 1e-6 < last_values["vanilla"]
 
 
 @pytest.mark.parametrize(

@@ -178,13 +178,13 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
             os.kill(os.getpid(), signal.SIGINT)
             self.evaluator(self.optimizer.ask())  # half of an iteration, which must not be saved
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(10)
+            time.sleep(60)  # interrupted
         return iterate(self)
 
     monkeypatch.setattr(Trainer, "iterate", twice)
     started = time.perf_counter()
     assert start(tmp_path, "--checkpoint-freq", "1") == 130
-    assert time.perf_counter() - started < 9
+    assert time.perf_counter() - started < 50
     assert state_of(tmp_path / "run")["iteration"] == 2
     monkeypatch.undo()
     resume(tmp_path / "run")
