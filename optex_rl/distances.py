@@ -27,25 +27,6 @@ def _sum_chunks(parts: list[Tensor]) -> Tensor:
     return torch.stack(parts).cpu().double().sum(0)
 
 
-def squared_distances(point: Tensor, points: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-    """Squared Euclidean distances of one point to several, over the columns ``[start, stop)``.
-
-    Neighbouring iterates differ by 1e-4 … 1e-2 of their norm, where ``‖x‖² − 2xᵀy + ‖y‖²`` cancels to nothing in
-    ``float32``. So the differences are squared, chunk by chunk, and the chunks are summed in ``float64``.
-
-    Args:
-        point: ``[d]``.
-        points: ``[T, d]``.
-        start: first column.
-        stop: one past the last column; all by default.
-
-    Returns:
-        ``[T]``, ``float64``, on the CPU.
-    """
-    columns = _column_chunks(start, point.numel() if stop is None else stop)
-    return _sum_chunks([(points[:, c] - point[c]).square_().sum(1) for c in columns])
-
-
 def offset_products(
     point: Tensor, newest: Tensor, after: Sequence[int], steps: Tensor, start: int = 0, stop: int | None = None
 ) -> Tensor:
@@ -60,18 +41,34 @@ def offset_products(
         stop: one past the last column; all by default.
 
     Returns:
-        ``[T + 1]``, the square last; ``float64``, on the CPU, summed as in `squared_distances`.
+        ``[T + 1]``, the square last; ``float64``, on the CPU, the sums over chunks in that precision.
     """
-    T = len(steps)
-    columns = list(_column_chunks(start, point.numel() if stop is None else stop))
-    sums, room = steps.new_empty(len(columns), T + 1), steps.new_empty(columns[0].stop - columns[0].start)
-    for c, row in zip(columns, sums, strict=True):
-        offset = torch.sub(point[c], newest[c], out=room[: c.stop - c.start])
+    T, columns = len(steps), list(_column_chunks(start, point.numel() if stop is None else stop))
+    sums, room = steps.new_empty(len(columns), T + 1), steps.new_empty(1, columns[0].stop - columns[0].start)
+    for c, row in zip(columns, sums[:, None], strict=True):
+        offset = torch.sub(point[None, c], newest[None, c], out=room[:, : c.stop - c.start])
         for step in after:
             offset += steps[step, c]
-        torch.mv(steps[:, c], offset, out=row[:T])
-        torch.dot(offset, offset, out=row[T])
+        torch.mm(offset, steps[:, c].T, out=row[:, :T])
+        torch.mm(offset, offset.T, out=row[:, T:])
     return sums.cpu().double().sum(0)
+
+
+def path_distances(products: Tensor, newer: Tensor) -> Tensor:
+    """Squared distances between the points of a path from the inner products of its steps ``sₖ = θₖ − θₖ₋₁``.
+
+    With ``cᵢ = Σ sₖ`` over the steps after θᵢ, ``‖θᵢ − θⱼ‖² = ‖cᵢ‖² − 2 cᵢᵀcⱼ + ‖cⱼ‖²``, all of it in ``float64``.
+
+    Args:
+        products: ``sₖᵀsₗ``, ``[B, T, T]``; those of the oldest point's step do not count.
+        newer: 1 where point ``k`` is newer than point ``i``, else 0, ``[i, k]`` of ``[T, T]``.
+
+    Returns:
+        ``[B, T, T]``, at least 0, and 0 between a point and itself.
+    """
+    sums = newer @ products @ newer.T
+    squares = sums.diagonal(dim1=1, dim2=2)
+    return (squares[:, :, None] - 2.0 * sums + squares[:, None]).clamp_min_(0.0)
 
 
 def squared_distances_along(products: Tensor, square: Tensor, newer: Tensor, squares: Tensor, r: int) -> Tensor:
@@ -112,7 +109,7 @@ def inner_products(rows: Tensor, vectors: Tensor, start: int = 0, stop: int | No
     """Inner products of ``rows [n, d]`` with ``vectors [T, d]`` over the columns ``[start, stop)``.
 
     Returns:
-        ``[n, T]``, ``float64``, on the CPU, summed as in `squared_distances`.
+        ``[n, T]``, ``float64``, on the CPU, likewise as in `offset_products`.
     """
     columns = _column_chunks(start, rows.shape[1] if stop is None else stop)
     return _sum_chunks([rows[:, c] @ vectors[:, c].T for c in columns])

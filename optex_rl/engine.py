@@ -169,8 +169,7 @@ class Engine:
         if estimator is None:
             estimator = self.estimator = self._new_estimator()
         points = proposal.points if len(told.rows) == len(proposal.points) else proposal.points[told.rows]
-        distances = None if proposal.cold else proposal.distances[told.rows]
-        return estimator, estimator.insert(points, told.gradients, distances)
+        return estimator, estimator.insert(points, told.gradients)
 
     def _new_estimator(self) -> Predictor:
         parameter = self.base.parameters[0]
@@ -228,7 +227,7 @@ class Engine:
             estimator.load_state_dict(state["history"])
             self.estimator = estimator
         if state["proposal"] is not None:
-            proposal = Proposal.from_state_dict(state["proposal"], self.base.point(), self.estimator)
+            proposal = Proposal.from_state_dict(state["proposal"], self.base.point())
             self.proposal = proposal if proposal.fits(self.options) else None
         self.base.with_gradient = state["with_gradient"]
         self.statistics = dict(state["statistics"])

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .distances import comes_back, inner_products, offset_products, squared_distances, squared_distances_along
+from .distances import comes_back, inner_products, offset_products, path_distances, squared_distances_along
 from .errors import ConfigError
 
 
@@ -39,9 +39,10 @@ def points_of_path(newest: Tensor, steps: Tensor) -> Tensor:
 class History:
     """The last ``history_size`` pairs of parameters and gradient, in a ring buffer.
 
-    Matrices of distances between points and of inner products between gradients are kept beside it: a new pair
-    rewrites one row of each, and what is computed from them costs nothing of size ``d``. Points are kept as steps, each
-    from the pair inserted before, which makes a distance one product of matrix and vector (`squared_distances_along`).
+    Points are kept as steps, each from the pair inserted before. Inner products between steps and between gradients are
+    kept beside them: a new pair rewrites one row of each, and what is computed from them costs nothing of size ``d``.
+    All distances come from the products of steps (`path_distances`): however these are rounded, they are distances of
+    some points, very near to the true ones, and kernel matrices of them have no negative eigenvalues to speak of.
 
     Args:
         dim: number of parameters ``d``.
@@ -72,10 +73,10 @@ class History:
         self._steps = torch.zeros(history_size, dim, dtype=dtype, device=device)
         self._newest = torch.zeros_like(self._steps[0])  # point
         self._gradients = torch.zeros_like(self._steps)
-        self._distances = torch.zeros(len(sizes), history_size, history_size, dtype=torch.float64)
-        self._gram = torch.zeros_like(self._distances)
+        self._step_gram = torch.zeros(len(sizes), history_size, history_size, dtype=torch.float64)
+        self._gram = torch.zeros_like(self._step_gram)
         self._count = self._slot = 0  # changed by every insertion
-        self._look_back()
+        self._measure()
         self._changed = True  # since somebody derived something from the history
 
     def __len__(self) -> int:
@@ -98,17 +99,15 @@ class History:
         return bool(self._distances.any())
 
     @torch.no_grad()
-    def insert(self, points: Tensor, gradients: Tensor, distances: Tensor | None = None) -> Tensor:
+    def insert(self, points: Tensor, gradients: Tensor) -> Tensor:
         """Add pairs to the history; beyond ``history_size`` the oldest go first.
 
         Args:
             points: ``[n, d]``.
             gradients: true gradients at ``points``, ``[n, d]``.
-            distances: what `distances_to` gave for each point since the last insertion, ``[n, B, T]``; saves reading
-                the history once more.
 
         Returns:
-            What `distances_to` gives now for each point that is in the history, ``[min(n, T0), B, T]``.
+            Distances to the history as it is now, of each point that is in it, ``[min(n, T0), B, T]``.
 
         Raises:
             ConfigError: the shapes are not ``[n, d]``.
@@ -116,71 +115,49 @@ class History:
         self._check_pairs(points, gradients)
         if len(points) == 0:
             return torch.zeros(0, len(self.blocks), self._count, dtype=torch.float64)
-        known, total, size = self._count, self._slot + len(points), self.history_size
+        total, size = self._slot + len(points), self.history_size
         stay = min(len(points), size)  # of more, the first would be overwritten by the last
-        points, gradients = points[-stay:].to(self._steps), gradients[-stay:].to(self._steps)
-        if distances is None:
-            distances = torch.stack([self.distances_to(point) for point in points])
-        self._count, self._slot = min(known + len(points), size), total % size
         pieces = ring_slices((total - stay) % size, stay, size)
-        rows = self._rows(points, pieces, distances[-stay:])
-        self._extend(points, pieces, known == 0)
+        points, gradients = points[-stay:].to(self._steps), gradients[-stay:].to(self._steps)
+        self._step_to(points, pieces)
+        self._count, self._slot = min(self._count + len(points), size), total % size
         for slots, new in pieces:  # by slices: rows picked by an index take two to three times as long
             self._gradients[slots] = gradients[new]
-        history = self._gradients[: self._count]
-        products = torch.stack([inner_products(gradients, history, *block) for block in self.blocks])
-        for matrices, block_rows in ((self._distances, rows.transpose(0, 1)), (self._gram, products)):  # [B, n, T]
-            for slots, new in pieces:
-                matrices[:, slots, : self._count] = block_rows[:, new]
-                matrices[:, : self._count, slots] = block_rows[:, new].transpose(1, 2)
-        self._look_back()
+        for slots, _ in pieces:
+            for matrices, vectors in ((self._step_gram, self._steps), (self._gram, self._gradients)):
+                rows, known = vectors[slots], vectors[: self._count]
+                products = torch.stack([inner_products(rows, known, *block) for block in self.blocks])  # [B, n, T]
+                matrices[:, slots, : self._count] = products
+                matrices[:, : self._count, slots] = products.transpose(1, 2)
+        self._measure()
         self._changed = True
-        return rows
+        distances = self._distances.transpose(0, 1)
+        return torch.cat([distances[slots] for slots, _ in pieces])
 
     def _check_pairs(self, points: Tensor, gradients: Tensor) -> None:
         if points.ndim != 2 or points.shape != gradients.shape or points.shape[1] != self.dim:
             shapes = f"{list(points.shape)} and {list(gradients.shape)}"
             raise ConfigError(f"points and gradients must both be [n, {self.dim}], got {shapes}")
 
-    def _rows(self, points: Tensor, pieces: list[tuple[slice, slice]], distances: Tensor) -> Tensor:
-        """Distances ``[n, B, T]`` of new points to the history, of which ``distances`` are those before they came."""
-        rows = torch.zeros(len(points), len(self.blocks), self._count, dtype=torch.float64)
-        rows[:, :, : distances.shape[2]] = distances
-        among = self._distances_among(points)
-        for slots, new in pieces:
-            rows[:, :, slots] = among[:, :, new]
-        return rows
-
-    def _distances_among(self, points: Tensor) -> Tensor:
-        """Distances between ``points [n, d]``, ``[n, B, n]``."""
-        n, B = len(points), len(self.blocks)
-        result = torch.zeros(n, B, n, dtype=torch.float64)
-        for i in range(1, n):
-            for b, block in enumerate(self.blocks):
-                squares = squared_distances(points[i], points[:i], *block)
-                result[i, b, :i] = result[:i, b, i] = squares.sqrt_()
-        return result
-
-    def _extend(self, points: Tensor, pieces: list[tuple[slice, slice]], first: bool) -> None:
+    def _step_to(self, points: Tensor, pieces: list[tuple[slice, slice]]) -> None:
         """Write the steps that lead to ``points [n, d]``; to the first point of all, none does."""
-        before = points[0] if first else self._newest
+        before = self._newest if self._count else points[0]
         for slots, new in pieces:
             for step, point in zip(self._steps[slots], points[new], strict=True):
                 torch.sub(point, before, out=step)
                 before = point
         self._newest.copy_(before)
 
-    def _look_back(self) -> None:
-        """Derive from the distances what more `distances_to` needs of the path of the points."""
+    def _measure(self) -> None:
+        """Derive the distances between the points, and what more `distances_to` needs, from the products of steps."""
         T = self._count
         age = ages(T, self._slot)
         self._newest_first: list[int] = age.tolist()
         self._newer = (age < age[:, None]).double()  # [T, T]
-        distances = self._distances[:, :T, :T]
-        steps = torch.zeros(len(self.blocks), T, dtype=torch.float64)
-        steps[:, age[:-1]] = distances[:, age[:-1], age[1:]]
-        lengths = steps @ self._newer.T  # of the path to the newest point, [B, T]
-        self._squares = distances.square()
+        products = self._step_gram[:, :T, :T]
+        self._squares = path_distances(products, self._newer)  # [B, T, T]
+        self._distances = self._squares.sqrt()
+        lengths = products.diagonal(dim1=1, dim2=2).sqrt() @ self._newer.T  # of the path to the newest point, [B, T]
         self._lengths = (lengths[:, None] - lengths[:, :, None]).square_()  # of the path between, [B, T, T]
 
     @torch.no_grad()
@@ -219,8 +196,7 @@ class History:
     def reset(self) -> None:
         """Forget the history."""
         self._count = self._slot = 0
-        self._distances.zero_()
-        self._look_back()
+        self._measure()
         self._changed = True
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -235,7 +211,7 @@ class History:
             "steps": self._steps[:T].clone(),
             "newest": self._newest.clone(),
             "gradients": self._gradients[:T].clone(),
-            "distances": self._distances[:, :T, :T].clone(),
+            "step_gram": self._step_gram[:, :T, :T].clone(),
             "gram": self._gram[:, :T, :T].clone(),
             "slot": self._slot,
         }
@@ -254,11 +230,11 @@ class History:
             raise RuntimeError(f"the history is for {d} parameters, this optimizer has {self.dim}")
         self.reset()
         same_ring = slot == (T if T < self.history_size else slot % self.history_size)
-        if same_ring and T <= self.history_size and state["distances"].shape[0] == len(self.blocks):
+        if same_ring and T <= self.history_size and state["step_gram"].shape[0] == len(self.blocks):
             self._steps[:T], self._newest[:], self._gradients[:T] = steps, newest, gradients
-            self._distances[:, :T, :T], self._gram[:, :T, :T] = state["distances"], state["gram"]
+            self._step_gram[:, :T, :T], self._gram[:, :T, :T] = state["step_gram"], state["gram"]
             self._count, self._slot = T, slot
-            self._look_back()
+            self._measure()
         else:
             newest_first = ages(T, slot)
             points = points_of_path(newest.to(self._steps), steps[newest_first].to(self._steps))

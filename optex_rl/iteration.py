@@ -33,7 +33,6 @@ class Proposal:
         estimates: posterior means where a base step of the chain starts, ``[M, d]``, which leaves out its last point;
             empty ``[0, d]`` where there was nothing to predict with and all points are the iterate.
         variances: posterior variances at the points, ``[N, B]``; empty where there was nothing to predict with.
-        distances: of the points to the history that they were proposed from, ``[N, B, T]``; empty likewise.
         gradients: the true gradients known so far, each ``[d]``, in the order of the points.
         shown: torch's count of changes in place to ``points`` when somebody else was first given them, or None.
     """
@@ -41,7 +40,6 @@ class Proposal:
     points: Tensor
     estimates: Tensor
     variances: Tensor
-    distances: Tensor
     gradients: list[Tensor] = field(default_factory=list)
     shown: int | None = None
 
@@ -72,7 +70,7 @@ class Proposal:
             self.estimates = self.estimates[:0].clone()
 
     def state_dict(self) -> dict[str, Any]:
-        """Copy as plain tensors, without the distances, which follow from points and history."""
+        """Copy as plain tensors."""
         return {
             "points": self.points.clone(),
             "estimates": self.estimates.clone(),
@@ -81,18 +79,12 @@ class Proposal:
         }
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any], like: Tensor, estimator: Predictor | None) -> Proposal:
-        """Proposal from `state_dict`, on the device and in the precision of ``like``, over the history given."""
-        points = state["points"].to(like, copy=True)
-        distances = torch.empty(0, 1, 0, dtype=torch.float64)
-        if estimator is not None and len(state["estimates"]):
-            # Computed anew: the history may have been loaded into a ring of another size, or into other blocks.
-            distances = torch.stack([estimator.distances_to(point) for point in points])
+    def from_state_dict(cls, state: dict[str, Any], like: Tensor) -> Proposal:
+        """Proposal from `state_dict`, on the device and in the precision of ``like``."""
         return cls(
-            points,
+            state["points"].to(like, copy=True),
             state["estimates"].to(like.device, copy=True),
             state["variances"].clone(),
-            distances,
             [g.to(like, copy=True) for g in state["gradients"]],
         )
 
@@ -100,11 +92,10 @@ class Proposal:
 def predict_here(points: Tensor, estimator: Predictor | None) -> Proposal:
     """Proposal of given points ``[N, d]``, with the posterior at each of them if there is one."""
     if estimator is None or len(estimator) == 0:
-        nothing = torch.empty(0, 1, dtype=torch.float64)
-        return Proposal(points, points.new_empty(0, points.shape[1]), nothing, nothing[:, :, None])
+        return Proposal(points, points.new_empty(0, points.shape[1]), torch.empty(0, 1, dtype=torch.float64))
     distances = torch.stack([estimator.distances_to(point) for point in points])
     means = torch.stack(list(map(estimator.mean, points, distances)))
-    return Proposal(points, means, estimator.variances(distances), distances)
+    return Proposal(points, means, estimator.variances(distances))
 
 
 def can_look_ahead(estimator: Predictor, options: OptExOptions) -> bool:
@@ -139,8 +130,7 @@ def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) 
                 distances.append(known)
             if step < last:
                 walker.step(estimator.mean(here, known, out=estimates[step]), estimator.mean)
-    known = torch.stack(distances)
-    return Proposal(points, estimates, estimator.variances(known), known)
+    return Proposal(points, estimates, estimator.variances(torch.stack(distances)))
 
 
 def unpredicted_step(walker: Walker, gradient: Tensor) -> None:

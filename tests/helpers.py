@@ -100,7 +100,7 @@ class ExactEstimator:
     def __len__(self) -> int:
         return self.inserted
 
-    def insert(self, points: Tensor, gradients: Tensor, distances: Tensor | None = None) -> Tensor:
+    def insert(self, points: Tensor, gradients: Tensor) -> Tensor:
         assert points.shape == gradients.shape
         self.inserted += len(points)
         return torch.zeros(len(points), 1, 0, dtype=torch.float64)

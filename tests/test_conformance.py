@@ -383,9 +383,9 @@ def test_a_state_saved_in_mid_cycle_loads_into_another_history(options: dict[str
     estimator = new._engine.estimator
     assert estimator is not None
     points = estimator.points().double()
-    for (start, stop), distances in zip(estimator.blocks, estimator.state_dict()["distances"], strict=True):
+    for (start, stop), distances in zip(estimator.blocks, estimator._distances, strict=True):
         exact = (points[:, None, start:stop] - points[None, :, start:stop]).norm(dim=2)
-        torch.testing.assert_close(distances, exact, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(distances, exact, rtol=1e-4, atol=1e-6)
 
 
 def test_a_state_of_another_size_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -15,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from optex_rl import GradientEstimator
-from optex_rl.distances import CHUNK, inner_products, offset_products, squared_distances, squared_distances_along
+from optex_rl import GradientEstimator, OptEx
+from optex_rl.distances import inner_products, offset_products, path_distances, squared_distances_along
 from optex_rl.errors import NotPositiveDefiniteError, NumericalWarning
 from optex_rl.estimator import LENGTHSCALE_GRID, NOISE_GRID
 from optex_rl.history import ring_slices
@@ -163,8 +164,10 @@ def test_distances_of_neighbouring_iterates(d: int) -> None:
     steps *= 1e-4 * point.double().norm() / steps.norm(dim=1, keepdim=True)
     points = (point.double() + steps).float()
     exact = (points.double() - point.double()).square().sum(1)
-    error = (squared_distances(point, points).sqrt() / exact.sqrt() - 1.0).abs().max()
-    assert error < 1e-6
+    history = GradientEstimator(d, history_size=5)
+    history.insert(points, points)
+    error = (history.distances_to(point)[0] / exact.sqrt() - 1.0).abs().max()
+    assert error < 1e-4
     expanded = point @ point - 2.0 * points @ point + points.square().sum(1)  # what a matrix product would give
     assert ((expanded.double() - exact).abs() / exact).max() > 0.1
 
@@ -179,9 +182,9 @@ def path(d: int, T: int, length: float) -> Tensor:
 
 
 def assert_distances(distances: Tensor, point: Tensor, points: Tensor, length: float) -> None:
-    """As exact as differences of float32 would give them, but for 1e-8 of the length of the path."""
-    exact = (points.double() - point.double()).square().sum(1).sqrt()
-    torch.testing.assert_close(distances, exact, rtol=2e-6, atol=1e-8 * length)
+    """Their squares, but for the rounding of sums in float32, relative to the squared length of the path."""
+    exact = (points.double() - point.double()).square().sum(1)
+    torch.testing.assert_close(distances.square(), exact, rtol=2e-6, atol=1e-6 * length**2)
 
 
 @pytest.mark.parametrize("d", [10_000, 200_001])
@@ -211,6 +214,8 @@ def test_a_path_that_comes_back(apart: float, block_sizes: list[int] | None) -> 
     back = points[2] + apart * normal(5000, seed=7).float()
     for (start, stop), distances in zip(history.blocks, history.distances_to(back), strict=True):
         assert_distances(distances, back[start:stop], points[:, start:stop], length)
+        apart_in_block = float((back - points[2])[start:stop].double().norm())
+        assert float(distances[2]) == pytest.approx(apart_in_block, rel=1e-5, abs=1e-8 * length)
     history.insert(back[None], back[None])
     for (start, stop), distances in zip(history.blocks, history.distances_to(points[2]), strict=True):
         both = torch.cat([points, back[None]])[:, start:stop]
@@ -227,6 +232,32 @@ def test_distances_along_a_path_worked_by_hand() -> None:
     assert squared_distances_along(products, square, newer, squares, 2).tolist() == [[64.0, 49.0, 25.0, 4.0]]
 
 
+def test_distances_between_the_points_of_a_path_worked_by_hand() -> None:
+    # On the line: points 0, 1, 3 and −2, the third being the oldest: 3, −2, 0, 1 with steps −5, 2, 1 to the last three.
+    ages, steps = torch.tensor([1, 0, 3, 2]), torch.tensor([2.0, 1.0, 70.0, -5.0]).double()
+    squares = path_distances(torch.outer(steps, steps)[None], (ages < ages[:, None]).double())
+    points = torch.tensor([0.0, 1.0, 3.0, -2.0]).double()
+    assert torch.equal(squares[0], (points - points[:, None]).square())
+
+
+@pytest.mark.parametrize("kernel", ["matern52", "rbf"])
+def test_equal_coordinates_leave_the_kernel_matrix_positive(kernel: str) -> None:
+    """All products of two steps are one number, whose sum rounds the same way every time: the worst there is."""
+    x = torch.nn.Parameter(torch.full((100_000,), -1.0))
+    optimizer = OptEx([x], lr=0.1, base="adam", parallelism=5, kernel=kernel)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (100.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1.0 - x[:-1]) ** 2).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NumericalWarning)
+        losses = [float(optimizer.step(closure)) for _ in range(45)]
+    assert losses[-1] < 1.0 < losses[0]
+
+
 def test_offsets_and_their_products_with_steps() -> None:
     steps, newest, point = normal(3, 140_001, dtype=torch.float32), *normal(2, 140_001, seed=1, dtype=torch.float32)
     for after, (start, stop) in itertools.product([[], [2, 0]], ((0, 140_001), (100, 137_000), (140_000, 140_001))):
@@ -241,11 +272,9 @@ def test_sums_over_chunks_and_columns_are_those_of_float64() -> None:
     vector, vectors = normal(140_001, dtype=torch.float32), normal(3, 140_001, seed=1, dtype=torch.float32)
     for start, stop in ((0, None), (0, 8192), (100, 137_000), (140_000, 140_001)):
         a, A = vector[start:stop].double(), vectors[:, start:stop].double()
-        squared = squared_distances(vector, vectors, start, stop)
         products = inner_products(vector[None], vectors, start, stop)[0]
-        torch.testing.assert_close(squared, (A - a).square().sum(1), rtol=1e-6, atol=0.0)
         torch.testing.assert_close(products, A @ a, rtol=1e-4, atol=1e-4)
-        assert squared.dtype == products.dtype == torch.float64
+        assert products.dtype == torch.float64
 
 
 def test_ring_buffer_is_a_full_recompute_of_the_last_pairs() -> None:
@@ -287,8 +316,8 @@ def test_one_insertion_of_many_is_many_of_one() -> None:
     assert same(ours["gradients"], expected["gradients"])
     assert same(ours["newest"], expected["newest"])
     # Distances go by way of other points, and a product of matrices need not round as products of vectors do.
-    for key in ("distances", "gram"):
-        torch.testing.assert_close(ours[key], expected[key], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours["gram"], expected["gram"], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(at_once._distances, one_by_one._distances, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(at_once.points(), one_by_one.points())
 
 
@@ -296,7 +325,7 @@ def test_an_insertion_gives_the_distances_to_the_history_as_it_is_now() -> None:
     estimator = GradientEstimator(4, history_size=6, block_sizes=[1, 3], dtype=torch.float64)
     for seed, n in enumerate((2, 3, 4, 9)):  # filling, wrapping, and more than there is room for
         points = normal(n, 4, seed=seed)
-        rows = estimator.insert(points, normal(n, 4, seed=9), None if n < 3 else distances_of(estimator, points))
+        rows = estimator.insert(points, normal(n, 4, seed=9))
         torch.testing.assert_close(rows, distances_of(estimator, points[-6:]), rtol=1e-12, atol=1e-12)
 
 
@@ -306,21 +335,23 @@ def distances_of(estimator: GradientEstimator, points: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("block_sizes", [None, [1, 3]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_known_distances_save_work_and_change_nothing(block_sizes: list[int] | None, dtype: torch.dtype) -> None:
-    """In an empty, growing, filling, full and wrapping ring; with more pairs than it holds; from points in bfloat16."""
-    plain, informed = (GradientEstimator(4, history_size=7, block_sizes=block_sizes, dtype=dtype) for _ in range(2))
+def test_distances_in_every_state_of_the_ring(block_sizes: list[int] | None, dtype: torch.dtype) -> None:
+    """Empty, growing, filling, full and wrapping; with more pairs than it holds; from points in bfloat16."""
+    history = GradientEstimator(4, history_size=7, block_sizes=block_sizes, dtype=dtype)
+    inserted, slots = torch.empty(0, 4, dtype=dtype), [0] * 7
     for seed, n in enumerate((2, 3, 3, 1, 5, 7, 3, 9, 2)):
-        points, gradients = normal(n, 4, seed=seed).bfloat16(), normal(n, 4, seed=100 + seed)
-        distances = torch.stack([informed.distances_to(point) for point in points])
-        assert distances.shape == (n, len(informed.blocks), len(informed))
-        if len(informed):
-            assert same(informed.mean(points[0], distances[0]), plain.mean(points[0]))
-        informed.insert(points, gradients, distances)
-        plain.insert(points, gradients)
-        ours, expected = informed.state_dict(), plain.state_dict()
-        torch.testing.assert_close(ours.pop("distances"), expected.pop("distances"), rtol=1e-6, atol=0.0)
-        assert same(ours, expected)
-        plain.load_state_dict(informed.state_dict())  # so that predictions can be compared bit for bit
+        points = normal(n, 4, seed=seed).bfloat16()
+        for number in range(n):
+            slots[(len(inserted) + number) % 7] = len(inserted) + number
+        inserted = torch.cat([inserted, points.to(dtype)])
+        rows = history.insert(points, points)
+        kept, queries = inserted[slots[: len(history)]], torch.cat([inserted[-n:][-7:], normal(3, 4, seed=9).to(dtype)])
+        torch.testing.assert_close(history.points(), kept, rtol=1e-6, atol=1e-6)
+        for (start, stop), distances in zip(
+            history.blocks, torch.cat([rows, distances_of(history, queries)]).transpose(0, 1), strict=True
+        ):
+            exact = torch.cdist(torch.cat([queries[:-3], queries])[:, start:stop], kept[:, start:stop])
+            torch.testing.assert_close(distances, exact.double(), rtol=1e-5, atol=2e-6)
 
 
 def test_history_is_a_copy() -> None:
@@ -487,7 +518,7 @@ def test_history_that_is_not_finite_is_an_error() -> None:
     points = normal(3, 2)
     points[1, 0] = math.nan
     estimator = estimator_of(points, normal(3, 2, seed=1), lengthscale=1.0, noise=0.1)
-    with pytest.raises(NotPositiveDefiniteError, match=r"\(3, 3\) has 4 non-finite entries"):
+    with pytest.raises(NotPositiveDefiniteError, match=r"\(3, 3\) has 9 non-finite entries"):
         estimator.predict(points[0])
 
 
@@ -605,9 +636,3 @@ def test_slices_of_a_ring_are_its_slots() -> None:
                 for slot, row in zip(range(5)[s], range(n)[r], strict=True)
             ]
             assert slots == [((first + row) % 5, row) for row in range(n)]
-
-
-def test_squares_are_those_of_the_differences_bit_for_bit() -> None:
-    point, points = normal(40_000, dtype=torch.float32), normal(3, 40_000, seed=1, dtype=torch.float32)
-    differences = points[:, :CHUNK] - point[:CHUNK]
-    assert torch.equal(squared_distances(point, points, 0, CHUNK), differences.square().sum(1).double())

@@ -82,12 +82,9 @@ def test_the_variance_at_the_iterate_worked_by_hand() -> None:
     assert [mean.item(), variance.item()] == pytest.approx([0.547398, 0.479974], abs=1e-6)
 
 
-def proposal_of(
-    points: Tensor, estimates: Tensor, estimator: GradientEstimator, variances: tuple[float, ...] = ()
-) -> Proposal:
-    distances = torch.stack([estimator.distances_to(point) for point in points])
+def proposal_of(points: Tensor, estimates: Tensor, variances: tuple[float, ...] = ()) -> Proposal:
     column = torch.tensor(variances or [0.0] * len(points), dtype=torch.float64)[:, None]
-    return Proposal(points, estimates, column, distances)
+    return Proposal(points, estimates, column)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +103,7 @@ def test_selections_step_from_their_point(selection: str, expected: float) -> No
     estimator = GradientEstimator(1)
     estimator.insert(torch.tensor([[7.0], [8.0]]), torch.ones(2, 1))
     engine.estimator = estimator
-    engine.proposal = proposal_of(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[-1.0], [-4.0]]), estimator)
+    engine.proposal = proposal_of(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[-1.0], [-4.0]]))
     optimizer.tell(torch.tensor([[2.0], [-1.0], [3.0]]), torch.tensor([0.5, 0.6, 0.7]))
     assert theta.item() == expected
 
@@ -134,7 +131,7 @@ def test_losses_in_float64_are_compared_in_float64() -> None:
     optimizer._engine.estimator = estimator = GradientEstimator(1, dtype=torch.float64)
     estimator.insert(torch.tensor([[7.0], [8.0]]).double(), torch.ones(2, 1).double())
     points = torch.tensor([[0.0], [1.0]]).double()
-    optimizer._engine.proposal = proposal_of(points, torch.tensor([[-1.0], [0.0]]).double(), estimator)
+    optimizer._engine.proposal = proposal_of(points, torch.tensor([[-1.0], [0.0]]).double())
     losses = iter([1e40 * (1.0 + 1e-12), 1e40])
 
     def closure() -> float:
@@ -201,7 +198,7 @@ def test_a_history_that_shrinks_to_one_point_steps_with_the_mean_gradient() -> N
     optimizer = OptEx([theta], lr=1.0, base="sgd", parallelism=2, history_size=3)
     optimizer._engine.estimator = estimator = GradientEstimator(1, history_size=3)
     estimator.insert(torch.tensor([[7.0], [0.0], [0.0]]), torch.ones(3, 1))
-    optimizer._engine.proposal = proposal_of(torch.zeros(2, 1), torch.zeros(2, 1), estimator)
+    optimizer._engine.proposal = proposal_of(torch.zeros(2, 1), torch.zeros(2, 1))
     optimizer.tell(torch.tensor([[1.0], [3.0]]))
     assert theta.item() == -2.0
     assert optimizer.statistics["steps"] == 1.0
@@ -704,7 +701,7 @@ def test_cosines_by_hand() -> None:
     optimizer._engine.estimator = estimator = GradientEstimator(3)
     estimator.insert(torch.eye(3), torch.ones(3, 3))
     predictions = torch.tensor([[3.0, 4.0, 1.0], [1.0, 0.0, 1.0]])
-    optimizer._engine.proposal = proposal_of(torch.zeros(3, 3), predictions, estimator, (0.25, 0.5, 0.75))
+    optimizer._engine.proposal = proposal_of(torch.zeros(3, 3), predictions, (0.25, 0.5, 0.75))
     optimizer.tell(torch.tensor([[4.0, 3.0, -1.0], [1.0, 0.0, 2.0], [5.0, 6.0, 7.0]]))
     statistics = optimizer.statistics
     assert statistics["cosine"] == pytest.approx((23 / 26 + 3 / math.sqrt(10)) / 2)
