@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -13,10 +13,7 @@ from .estimator import GradientEstimator, Predictor
 
 
 class _TrivialPredictor(Predictor):
-    """A history whose prediction is the same everywhere, of variance 1 (nothing known), without anything to fit.
-
-    It takes the arguments of `GradientEstimator`, of which those that say what to fit are ignored.
-    """
+    """A history whose prediction is the same everywhere, of variance 1 (nothing known), without anything to fit."""
 
     def __init__(
         self,
@@ -26,7 +23,6 @@ class _TrivialPredictor(Predictor):
         block_sizes: Sequence[int] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        **ignored: Any,
     ) -> None:
         super().__init__(dim, history_size, block_sizes, dtype, device)
 
