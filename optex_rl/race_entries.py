@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .comparison import Array, Curve, Summary, area, normalize, stack_returns, summarize
-from .errors import ConfigError, RunFolderError
-from .race import best_setting
+from .comparison import Array, Curve, Summary, area, normalize, stack_returns, summarize, tuning_score
+from .errors import RunFolderError
 from .race_methods import NAMES
-from .race_runs import Run, read_run
-
-# What counts as solved. Gymnasium's own thresholds where the task can be expected to reach them within the settings.
-THRESHOLDS: Final[dict[str, float]] = {
-    "CartPole-v1": 475.0,
-    "Acrobot-v1": -100.0,
-    "MountainCar-v0": -120.0,
-    "MountainCarContinuous-v0": 90.0,
-    "Pendulum-v1": -200.0,
-    "LunarLander-v3": 150.0,
-}
+from .race_runs import THRESHOLDS, Run, read_run, threshold_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +24,7 @@ class Entry:
         curves: one for each seed.
         start: mean return on the task before training, over the runs of all methods.
         threshold: the return to reach.
+        whole: whether the runs have their full length, none having stopped at its threshold.
     """
 
     env: str
@@ -44,6 +34,7 @@ class Entry:
     curves: list[Curve]
     start: float
     threshold: float
+    whole: bool = True
 
     def summary(self) -> Summary:
         """The figures of the runs; the same at every call."""
@@ -72,21 +63,57 @@ def gather(runs: Sequence[Run], thresholds: Mapping[str, float]) -> list[Entry]:
     Raises:
         ConfigError: there is no threshold for a task.
     """
-    thresholds = {**THRESHOLDS, **thresholds}
     finals = sorted((run for run in runs if not run.tuning), key=_order)
-    missing = sorted({run.env for run in finals} - thresholds.keys())
-    if missing:
-        raise ConfigError(f"there is no threshold for {', '.join(missing)}: give --threshold")
     entries = []
     for env, of_task in _grouped(finals, "env").items():
+        threshold = threshold_of(env, thresholds)
         start = float(np.mean([run.curve.returns[0] for run in of_task]))
         for method, of_method in _grouped(of_task, "method").items():
             tuned = [run for run in runs if run.tuning and (run.env, run.method) == (env, method)]
-            chosen = best_setting(tuned or of_method)
+            chosen = best_setting(tuned or of_method, threshold)
             for setting, members in _grouped(of_method, "setting").items():
                 curves = [run.curve for run in members]
-                entries.append(Entry(env, method, setting, setting == chosen, curves, start, thresholds[env]))
+                whole = all(run.settings.get("until") is None for run in members)
+                entries.append(Entry(env, method, setting, setting == chosen, curves, start, threshold, whole))
     return entries
+
+
+class Trial(NamedTuple):
+    """A setting that was tried on one task in the tuning of one method.
+
+    Attributes:
+        seeds: with how many seeds.
+        score: geometric mean of the iterations to the threshold, see `tuning_score`.
+        chosen: whether it is the method's setting on this task.
+    """
+
+    env: str
+    method: str
+    setting: str
+    seeds: int
+    score: float
+    chosen: bool
+
+
+def gather_trials(runs: Sequence[Run], thresholds: Mapping[str, float]) -> list[Trial]:
+    """The settings that were tried, in the order of the tables."""
+    trials = []
+    for env, of_task in _grouped(sorted((run for run in runs if run.tuning), key=_order), "env").items():
+        threshold = threshold_of(env, thresholds)
+        for method, of_method in _grouped(of_task, "method").items():
+            chosen = best_setting(of_method, threshold)
+            for setting, members in _grouped(of_method, "setting").items():
+                score, _ = tuning_score([run.curve for run in members], threshold)
+                trials.append(Trial(env, method, setting, len(members), score, setting == chosen))
+    return trials
+
+
+def best_setting(runs: Sequence[Run], threshold: float) -> str:
+    """The setting that needs the fewest iterations, see `tuning_score`, among those with the most runs."""
+    settings = {name: [run.curve for run in of_setting] for name, of_setting in _grouped(runs, "setting").items()}
+    most = max(map(len, settings.values()))
+    complete = [name for name, curves in settings.items() if len(curves) == most]
+    return min(complete, key=lambda name: tuning_score(settings[name], threshold))
 
 
 def _order(run: Run) -> tuple[Any, ...]:

@@ -1,7 +1,8 @@
 """The methods that `optex-rl compare` knows: names for options of a run.
 
 ``NAME`` or ``NAME:option=value,option=value``, where the options are fields of `TrainConfig`: ``optex:stride=2``. Those
-of sb3-a2c and sb3-ppo are ``steps`` and ``evaluations``, see `Sb3Config`.
+of sb3-a2c and sb3-ppo are ``steps`` and ``evaluations``, see `Sb3Config`. Of several numbers, ``ppo:n_epochs=5/10/20``,
+tuning chooses one.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def is_sb3(method: str) -> bool:
     return method.partition(":")[0] in SB3_METHODS
 
 
-def method_options(method: str) -> dict[str, Any]:
-    """The options that a method stands for: of `Sb3Config` if `is_sb3`, else of `TrainConfig`.
+def method_options(method: str) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
+    """What a method stands for: options of `Sb3Config` if `is_sb3`, else of `TrainConfig`, and those to be tuned.
 
     Raises:
         ConfigError: the name, an option or its value cannot be used.
@@ -46,12 +47,21 @@ def method_options(method: str) -> dict[str, Any]:
     known = METHODS | SB3_METHODS
     if name not in known:
         raise ConfigError(f"methods must be among {', '.join(NAMES)}, got {name!r}")
-    return known[name] | dict(_read_option(method, pair) for pair in options.split(",") if pair)
+    fixed, tuned = dict(known[name]), {}
+    for pair in filter(None, options.split(",")):
+        option, values = _read_option(method, pair)
+        if len(values) == 1:
+            fixed[option] = values[0]
+        elif is_sb3(method) or not all(type(value) in (int, float) and value > 0 for value in values):
+            raise ConfigError(f"{option} in method {method!r} cannot be tuned: that takes numbers above 0 of our own")
+        else:
+            tuned[option] = tuple(sorted(set(values)))
+    return fixed, tuned
 
 
-def _read_option(method: str, pair: str) -> tuple[str, Any]:
-    """Name and value of ``option=value``."""
-    name, equals, text = pair.partition("=")
+def _read_option(method: str, pair: str) -> tuple[str, list[Any]]:
+    """Name and values of ``option=value`` or ``option=value/value``."""
+    name, equals, texts = pair.partition("=")
     name = name.strip().replace("-", "_")
     config, allowed = (Sb3Config, SB3_OPTIONS) if is_sb3(method) else (TrainConfig, TRAIN_OPTIONS)
     if not equals or name not in allowed:
@@ -59,10 +69,10 @@ def _read_option(method: str, pair: str) -> tuple[str, Any]:
         raise ConfigError(f"method {method!r} must be NAME:option=value,… with options {words}, got {pair!r}")
     hint = get_type_hints(config)[name]
     if hint is bool:
-        if text not in ("yes", "no"):
-            raise ConfigError(f"{name} in method {method!r} must be yes or no, got {text!r}")
-        return name, text == "yes"
+        if texts not in ("yes", "no"):
+            raise ConfigError(f"{name} in method {method!r} must be yes or no, got {texts!r}")
+        return name, [texts == "yes"]
     try:
-        return name, flag_reader(hint)(text)
+        return name, [flag_reader(hint)(text) for text in texts.split("/")]
     except ValueError as error:
-        raise ConfigError(f"{name} in method {method!r} cannot be {text!r}") from error
+        raise ConfigError(f"{name} in method {method!r} cannot be {texts!r}") from error

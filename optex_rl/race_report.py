@@ -15,22 +15,23 @@ import numpy as np
 
 from .checkpoints import write_atomically
 from .comparison import interquartile_mean, stack_returns, stratified_interval
-from .race_entries import Entry, chosen_by_method, gather, normalized_scores, read_runs
+from .race_entries import Entry, Trial, chosen_by_method, gather, gather_trials, normalized_scores, read_runs
 from .race_plots import draw_profiles, draw_task
 from .race_runs import Run
 
 CAPTION: Final = """\
 A run is evaluated without noise (the most likely action at every step); evaluations and set-up are not on the clock.
 It reaches the threshold at its first evaluation whose mean with the next one is at least the threshold (the last one
-stands alone). Iterations, seconds and steps to it: medians over seeds, a run that never reaches it counted as
-infinite. Area (mean return over the sequential iterations) and return at the end: interquartile means over seeds with
-their 95 % bootstrap intervals. Late: the lowest interquartile mean of an evaluation in the last quarter, in per cent
-of the way from the start to the threshold. * is the setting chosen: by the tuning runs, or by the area where there
-are none. An iteration of sb3-a2c and sb3-ppo is a rollout with its updates, so their iterations and areas are no
-measure for the others'."""
+stands alone). Iterations, steps, processor seconds and seconds to it: medians over seeds, a run that never reaches it
+counted as infinite. Area (mean return over the sequential iterations) and return at the end: interquartile means over
+seeds with their 95 % bootstrap intervals; a run that stopped at its threshold counts as staying there, and has no end.
+Late: the lowest interquartile mean of an evaluation in the last quarter, in per cent of the way from the start to the
+threshold. Tuning: geometric means of the iterations to the threshold, a run that never gets there counting as twice its
+length, and with how many seeds. * is the setting chosen, among those tried with the most seeds. An iteration of sb3-a2c
+and sb3-ppo is a rollout with its updates, so their iterations and areas are no measure for the others'."""
 HEADER: Final = (
-    "| method | setting | iterations | seconds | 10³ steps | reached | area (95 %) | at the end (95 %) | late |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    "| method | setting | iterations | 10³ steps | CPU s | wall s | reached | area (95 %) | end (95 %) | late |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -52,12 +53,12 @@ def task_row(entry: Entry) -> str:
         entry.method,
         entry.setting + (" *" if entry.chosen else ""),
         figure(s.iterations),
-        figure(s.seconds, 1),
         figure(s.env_steps / 1e3),
+        figure(s.cpu_seconds, 1),
+        figure(s.seconds, 1),
         f"{s.reached}/{s.runs}",
         spread(s.area, s.area_interval),
-        spread(s.final, s.final_interval),
-        figure(100 * s.late),
+        *([spread(s.final, s.final_interval), figure(100 * s.late)] if entry.whole else "––"),
     ]
     return f"| {' | '.join(columns)} |"
 
@@ -71,8 +72,18 @@ def overall_row(method: str, entries: Sequence[Entry]) -> str:
     return f"| {method} | {' | '.join(cells)} |"
 
 
-def make_tables(entries: Sequence[Entry]) -> str:
-    """The tables as Markdown: one a task, and one over all tasks if there are several."""
+def tuning_table(trials: Sequence[Trial]) -> str:
+    """What was tried for each method on each task."""
+    rows = ["**Tuning**\n", "| task | method | settings |", "|---|---|---|"]
+    for env, method in dict.fromkeys((trial.env, trial.method) for trial in trials):
+        of_method = [trial for trial in trials if (trial.env, trial.method) == (env, method)]
+        words = [f"{t.setting}{' *' * t.chosen}: {t.score:.1f} ({t.seeds})" for t in of_method]
+        rows.append(f"| {env} | {method} | {'; '.join(words)} |")
+    return "\n".join(rows)
+
+
+def make_tables(entries: Sequence[Entry], trials: Sequence[Trial] = ()) -> str:
+    """The tables as Markdown: one a task, one over all tasks if there are several, and what tuning tried."""
     parts = []
     for env in dict.fromkeys(entry.env for entry in entries):
         rows = [entry for entry in entries if entry.env == env]
@@ -84,6 +95,8 @@ def make_tables(entries: Sequence[Entry]) -> str:
         head = "| method | mean over the curve (95 %) | at the end (95 %) |\n|---|---|---|"
         title = "**All tasks**, returns as a share of the way from start to threshold, interquartile mean of all runs\n"
         parts.append("\n".join([title, head, *(overall_row(*item) for item in methods.items())]))
+    if trials:
+        parts.append(tuning_table(trials))
     return "\n\n".join([*parts, CAPTION]) + "\n"
 
 
@@ -100,7 +113,7 @@ def curve_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Every evaluation of every run."""
     return [
         {"env": r.env, "method": r.method, "setting": r.setting, "tuning": int(r.tuning), "seed": r.seed}
-        | dict(zip(("iteration", "env_steps", "wall_time", "return"), point, strict=True))
+        | dict(zip(("iteration", "env_steps", "wall_time", "cpu_time", "return"), point, strict=True))
         for r in runs
         for point in zip(*r.curve, strict=True)
     ]
@@ -146,7 +159,10 @@ def write_report(folder: Path, thresholds: Mapping[str, float]) -> str:
     write_csv(folder / "curves.csv", curve_rows(runs))
     if not entries:
         return f"{len(runs)} tuning runs are done, none of the final ones\n"
-    tables = make_tables(entries)
+    trials = gather_trials(runs, thresholds)
+    if trials:
+        write_csv(folder / "tuning.csv", [trial._asdict() for trial in trials])
+    tables = make_tables(entries, trials)
     trouble = [f"{run.env}, {run.method}, {run.setting}, seed {run.seed}: {w}" for run in runs for w in run.warnings]
     tables += "".join(f"\nNumerical trouble: {line}\n" for line in trouble)
     write_atomically(folder / "table.md", tables.encode())

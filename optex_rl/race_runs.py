@@ -8,11 +8,12 @@ import json
 import re
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from .checkpoints import write_atomically
-from .comparison import Curve
+from .comparison import Curve, held
 from .config import TrainConfig
 from .envs import make_vec
 from .errors import ConfigError, NumericalError, NumericalWarning, RunFolderError
@@ -21,8 +22,18 @@ from .runs import LONGEST_NAME
 from .training import Trainer
 
 FIRST_TUNING_SEED: Final = 1_000_000  # final seeds begin at 0, so the two are disjoint
+# What counts as solved. Gymnasium's own thresholds where the task can be expected to reach them within the settings.
+THRESHOLDS: Final[dict[str, float]] = {
+    "CartPole-v1": 475.0,
+    "Acrobot-v1": -100.0,
+    "MountainCar-v0": -120.0,
+    "MountainCarContinuous-v0": 90.0,
+    "Pendulum-v1": -200.0,
+    "LunarLander-v3": 150.0,
+}
 
 RunConfig: TypeAlias = TrainConfig | Sb3Config
+Point: TypeAlias = tuple[int, int, float, float, float]  # one evaluation, in the order of `Curve`
 
 
 class Job(NamedTuple):
@@ -33,21 +44,23 @@ class Job(NamedTuple):
         method: as it was given, ``"optex"`` or ``"optex:stride=2"``.
         setting: the point of the tuning budget, ``"lr 0.003"``.
         config: every option of the run.
+        until: the return at which the run stops once it holds it; None for a run of full length.
     """
 
     env: str
     method: str
     setting: str
     config: RunConfig
+    until: float | None = None
 
     @classmethod
-    def make(cls, method: str, setting: str, config: RunConfig, seed: int) -> Job:
+    def make(cls, method: str, setting: str, config: RunConfig, seed: int, until: float | None = None) -> Job:
         """The run of a setting with a seed.
 
         Raises:
             ConfigError: its name is too long for a file.
         """
-        job = cls(config.env, method, setting, dataclasses.replace(config, seed=seed))
+        job = cls(config.env, method, setting, dataclasses.replace(config, seed=seed), until)
         if len(job.file_name.encode()) > LONGEST_NAME - len(".tmp"):
             raise ConfigError(f"the method {method!r} has more options than fit into the name of a file")
         return job
@@ -63,7 +76,7 @@ class Job(NamedTuple):
         settings = self.config.settings()
         if isinstance(self.config, TrainConfig):
             settings["iterations"] = self.config.iterations
-        return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(settings | {"until": self.until}))  # type: ignore[no-any-return]
 
 
 class Run(NamedTuple):
@@ -83,29 +96,54 @@ class Run(NamedTuple):
         return self.seed >= FIRST_TUNING_SEED
 
 
-def follow_training(config: TrainConfig) -> Curve:
+def follow_training(config: TrainConfig, until: float | None = None) -> Curve:
     """Train, and evaluate the iterate before the first iteration, every ``eval_freq`` ones, and after the last.
 
-    A run that numerical trouble stops keeps its last policy for the iterations that are left.
+    A run that holds the return ``until``, or that numerical trouble stops, keeps its last policy for the iterations
+    that are left.
     """
     trainer = Trainer(config)
-    points = [(0, 0, 0.0, trainer.evaluate())]
-    seconds = 0.0
+    points: list[Point] = [(0, 0, 0.0, 0.0, trainer.evaluate())]
+    wall = cpu = 0.0
     try:
-        while trainer.iteration < config.iterations:
-            started = time.perf_counter()
+        while trainer.iteration < config.iterations and not is_held(points, until):
+            started = time.perf_counter(), time.process_time()
             trainer.iterate()
-            seconds += time.perf_counter() - started
+            wall, cpu = wall + time.perf_counter() - started[0], cpu + time.process_time() - started[1]
             if trainer.evaluation_due():
-                points.append((trainer.iteration, trainer.env_steps, seconds, trainer.evaluate()))
+                points.append((trainer.iteration, trainer.env_steps, wall, cpu, trainer.evaluate()))
     except NumericalError as error:
         warnings.warn(f"stopped in iteration {trainer.iteration + 1}: {error}", NumericalWarning, stacklevel=2)
-        last = trainer.env_steps, seconds, trainer.evaluate()
-        ahead = range(points[-1][0] + 1, config.iterations + 1)
-        points += [(i, *last) for i in ahead if i % config.eval_freq == 0 or i == config.iterations]
+        last = trainer.env_steps, wall, cpu, trainer.evaluate()
+    else:
+        last = points[-1][1:]
     finally:
         trainer.close()
-    return Curve(*zip(*points, strict=True))
+    return hold_last(points, last, config.iterations, config.eval_freq)
+
+
+def threshold_of(env: str, thresholds: Mapping[str, float]) -> float:
+    """The return to reach on a task: what is given in ``thresholds``, else that of `THRESHOLDS`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return {**THRESHOLDS, **thresholds}[env]
+    except KeyError:
+        raise ConfigError(f"there is no threshold for {env}: give --threshold") from None
+
+
+def hold_last(points: Sequence[Point], last: tuple[int, float, float, float], iterations: int, every: int) -> Curve:
+    """The curve of a run that was stopped: at the evaluations that are left it is as it was at the ``last``."""
+    ahead = range(points[-1][0] + 1, iterations + 1)
+    held = [(i, *last) for i in ahead if i % every == 0 or i == iterations]
+    return Curve(*zip(*points, *held, strict=True))
+
+
+def is_held(points: Sequence[Point], until: float | None) -> bool:
+    """Whether a run with these evaluations, returns last in each, may stop."""
+    return until is not None and held([point[-1] for point in points], until)
 
 
 def check_can_run(config: RunConfig) -> None:
@@ -122,20 +160,21 @@ def check_can_run(config: RunConfig) -> None:
         raise ConfigError("the methods sb3-a2c and sb3-ppo need stable-baselines3: pip install 'optex-rl[sb3]'")
 
 
-def follow(config: RunConfig) -> Curve:
+def follow(config: RunConfig, until: float | None = None) -> Curve:
     """The curve of a run, ours or one of stable-baselines3."""
     if isinstance(config, TrainConfig):
-        return follow_training(config)
+        return follow_training(config, until)
     from .sb3_race import follow_sb3  # needs the extra sb3, which other runs do without
 
-    return follow_sb3(config)
+    return follow_sb3(config, until)
 
 
-def run_job(job: Job, folder: Path) -> None:
-    """Do a run and write its file, whole or not at all."""
+def run_job(job: Job, folder: Path) -> float:
+    """Do a run and write its file, whole or not at all; returns the seconds that it took."""
+    started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", NumericalWarning)
-        curve = follow(job.config)
+        curve = follow(job.config, job.until)
     content = {
         "env": job.env,
         "method": job.method,
@@ -146,6 +185,7 @@ def run_job(job: Job, folder: Path) -> None:
         "warnings": sorted({str(warning.message) for warning in caught}),
     }
     write_atomically(folder / job.file_name, json.dumps(content).encode())
+    return time.perf_counter() - started
 
 
 def read_run(path: Path) -> Run:

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from .comparison import Curve
 from .envs import make_vec
 from .evaluation import play_episodes
+from .race_runs import Point, hold_last, is_held
 from .rl_zoo3 import Sb3Config
 from .rollout import spawn_seeds
 
@@ -27,15 +28,18 @@ class EvaluationClock(BaseCallback):
         evaluate: mean return of the policy as it is.
         every: rollouts between two evaluations.
         rollouts: after so many the run is cut off; None for never.
+        until: the return at which it is cut off once it holds it; None for never.
     """
 
-    def __init__(self, evaluate: Callable[[], float], every: int, rollouts: int | None = None) -> None:
+    def __init__(
+        self, evaluate: Callable[[], float], every: int, rollouts: int | None = None, until: float | None = None
+    ) -> None:
         super().__init__()
-        self.evaluate, self.every, self.rollouts = evaluate, every, rollouts
-        self.points: list[tuple[int, int, float, float]] = []
+        self.evaluate, self.every, self.rollouts, self.until = evaluate, every, rollouts, until
+        self.points: list[Point] = []
         self.rollout = 0
-        self._seconds = 0.0  # of training, up to the last evaluation
-        self._resumed = 0.0  # when the clock went on after it
+        self._seconds = 0.0, 0.0  # of training, up to the last evaluation: wall, processor
+        self._resumed = 0.0, 0.0  # when the clocks went on after it
 
     def _on_rollout_start(self) -> None:
         if self.rollout % self.every == 0 or self.rollout == self.rollouts:
@@ -43,21 +47,28 @@ class EvaluationClock(BaseCallback):
         self.rollout += 1
 
     def _on_step(self) -> bool:
-        return self.rollouts is None or self.rollout <= self.rollouts
+        return (self.rollouts is None or self.rollout <= self.rollouts) and not is_held(self.points, self.until)
 
     def _on_training_end(self) -> None:
-        if self.rollouts is None or self.rollout <= self.rollouts:
+        if self._on_step():
             self._note()
 
     def _note(self) -> None:
+        wall, cpu = self._seconds
         if self.points:
-            self._seconds += time.perf_counter() - self._resumed
-        self.points.append((self.rollout, self.num_timesteps, self._seconds, self.evaluate()))
-        self._resumed = time.perf_counter()
+            wall += time.perf_counter() - self._resumed[0]
+            cpu += time.process_time() - self._resumed[1]
+        self._seconds = wall, cpu
+        self.points.append((self.rollout, self.num_timesteps, wall, cpu, self.evaluate()))
+        self._resumed = time.perf_counter(), time.process_time()
 
-    def curve(self) -> Curve:
-        """What was noted; an iteration is a rollout with the updates that follow it."""
-        return Curve(*zip(*self.points, strict=True))
+    def curve(self, rollouts: int) -> Curve:
+        """What was noted; an iteration is a rollout with the updates that follow it.
+
+        Args:
+            rollouts: of a run that is not cut off by its return; one that was keeps its last policy for those left.
+        """
+        return hold_last(self.points, self.points[-1][1:], rollouts, self.every)
 
 
 def schedule(value: Any) -> Any:
@@ -83,7 +94,7 @@ def make_model(config: Sb3Config) -> BaseAlgorithm:
     return model
 
 
-def follow_sb3(config: Sb3Config) -> Curve:
+def follow_sb3(config: Sb3Config, until: float | None = None) -> Curve:
     """Train, and evaluate on the same episodes, with the most likely actions, as `optex_rl.race_runs` does."""
     model: Any = make_model(config)
     envs = make_vec(config.env, config.eval_episodes)
@@ -99,8 +110,9 @@ def follow_sb3(config: Sb3Config) -> Curve:
     total = config.options()["n_timesteps"]
     steps = total if config.steps is None else min(config.steps, total)
     rollouts = math.ceil(steps / (model.n_steps * model.n_envs))
-    clock = EvaluationClock(evaluate, max(1, rollouts // config.evaluations), None if steps == total else rollouts)
+    every = max(1, rollouts // config.evaluations)
+    clock = EvaluationClock(evaluate, every, None if steps == total else rollouts, until)
     model.learn(total, clock)
     envs.close()
     model.env.close()
-    return clock.curve()
+    return clock.curve(rollouts)

@@ -82,7 +82,7 @@ def train(make: Callable[..., Any], env: VecEnv, task: Task, options: argparse.N
     clock = EvaluationClock(lambda: mean_return(model, envs, seed), options.every)
     model.learn(options.rollouts * options.n_steps * env.num_envs, clock)
     env.close()
-    return clock.curve()
+    return clock.curve(options.rollouts)
 
 
 def methods(env_id: str, N: int, M: int) -> dict[str, Prepare]:

@@ -12,6 +12,7 @@ from scipy.stats import bootstrap, trim_mean
 from optex_rl.comparison import (
     Curve,
     area,
+    held,
     interquartile_mean,
     median,
     normalize,
@@ -19,6 +20,7 @@ from optex_rl.comparison import (
     reached_at,
     stratified_interval,
     summarize,
+    tuning_score,
 )
 
 
@@ -29,7 +31,8 @@ def rng() -> np.random.Generator:
 def curve(*returns: float, every: int = 10) -> Curve:
     """A curve evaluated every so many iterations, 100 steps and half a second an iteration."""
     iterations = tuple(range(0, every * len(returns), every))
-    return Curve(iterations, tuple(100 * i for i in iterations), tuple(0.5 * i for i in iterations), returns)
+    seconds = tuple(0.5 * i for i in iterations)
+    return Curve(iterations, tuple(100 * i for i in iterations), seconds, tuple(0.4 * i for i in iterations), returns)
 
 
 def test_interquartile_mean_drops_a_quarter_at_each_end() -> None:
@@ -53,8 +56,30 @@ def test_reached_at(returns: tuple[float, ...], expected: int | None) -> None:
     assert reached_at(returns, 100.0) == expected
 
 
+@pytest.mark.parametrize(("returns", "expected"), [((10, 100), False), ((10, 110, 90), True), ((100, 10, 20), False)])
+def test_a_run_holds_what_two_evaluations_have(returns: tuple[float, ...], expected: bool) -> None:
+    assert held(returns, 100.0) == expected
+
+
+def test_tuning_neither_hides_a_failing_seed_nor_is_upset_by_it() -> None:
+    """At 2, 2, 2, 2 and never within 8 iterations: ⁵√(2⁴ · 16) = 3.03; better than always 4, worse than always 3."""
+    sometimes = [curve(0, 100, 100, 100, 100, every=2) for _ in range(4)] + [curve(0, 0, 0, 0, 0, every=2)]
+    score, _ = tuning_score(sometimes, 100.0)
+    assert score == pytest.approx(256**0.2)
+    slow, quick = (tuning_score([curve(*[0.0] * k, 100, 100, 100, every=1)] * 5, 100.0)[0] for k in (4, 3))
+    assert (quick, slow) == pytest.approx((3.0, 4.0))
+
+
+def test_settings_that_never_get_there_are_ordered_by_area() -> None:
+    worse, better = (tuning_score([curve(0, value, value)], 100.0) for value in (10, 20))
+    assert worse[0] == better[0]
+    assert better < worse
+    assert tuning_score([curve(100, 100)], 100.0)[0] == 1.0  # there before the first iteration: no division by zero
+
+
 def test_area_is_the_mean_over_the_iterations() -> None:
-    uneven = Curve((0, 2, 4, 5), (0, 0, 0, 0), (0.0, 0.0, 0.0, 0.0), (0.0, 10.0, 10.0, 20.0))
+    nothing = 0.0, 0.0, 0.0, 0.0
+    uneven = Curve((0, 2, 4, 5), (0, 0, 0, 0), nothing, nothing, (0.0, 10.0, 10.0, 20.0))
     assert area(uneven) == pytest.approx((2 * 5 + 2 * 10 + 1 * 15) / 5)
 
 
@@ -107,7 +132,7 @@ def test_summary() -> None:
     curves = [curve(0, 100, 100, 100, 80), curve(0, 50, 100, 100, 90), curve(0, 0, 50, 50, 60)]
     summary = summarize(curves, 100.0, 0.0, rng())
     assert (summary.runs, summary.reached) == (3, 2)
-    assert (summary.iterations, summary.env_steps, summary.seconds) == (20, 2000, 10.0)
+    assert (summary.iterations, summary.env_steps, summary.seconds, summary.cpu_seconds) == (20, 2000, 10.0, 8.0)
     assert summary.final == pytest.approx((80 + 90 + 60) / 3)
     assert summary.area == pytest.approx((85 + 73.75 + 32.5) / 3)
     low, high = summary.area_interval

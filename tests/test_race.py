@@ -17,11 +17,11 @@ import pytest
 from optex_rl import ConfigError, RunFolderError, TrainConfig
 from optex_rl.cli import main
 from optex_rl.comparison import Curve
-from optex_rl.race import Race, best_setting
-from optex_rl.race_entries import gather, read_runs
+from optex_rl.race import Race, expected_seconds
+from optex_rl.race_entries import best_setting, gather, gather_trials, read_runs
 from optex_rl.race_methods import METHODS, method_options
 from optex_rl.race_report import make_tables
-from optex_rl.race_runs import FIRST_TUNING_SEED, Job, Run, follow, is_done, run_job
+from optex_rl.race_runs import FIRST_TUNING_SEED, Job, Run, follow, is_done, run_job, threshold_of
 
 SMALL: dict[str, Any] = {"n_envs": 2, "n_steps": 16, "iterations": 3, "eval_episodes": 2, "eval_freq": 2}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
@@ -44,20 +44,27 @@ def job(method: str = "vanilla", seed: int = 0, **options: Any) -> Job:
 
 def run(setting: str, seed: int, *returns: float, env: str = "CartPole-v1", method: str = "optex") -> Run:
     K = len(returns)
-    curve = Curve(tuple(range(K)), tuple(range(K)), tuple(map(float, range(K))), returns)
+    seconds = tuple(map(float, range(K)))
+    curve = Curve(tuple(range(K)), tuple(range(K)), seconds, seconds, returns)
     return Run(env, method, setting, seed, {}, curve, [])
 
 
-def budget(race: Race, env: str, method: str) -> dict[str, TrainConfig]:
-    """The settings of one of our own methods."""
-    settings = race.settings(env, method)
-    return {name: config for name, config in settings.items() if isinstance(config, TrainConfig)}
+def own(race: Race, method: str, env: str = "CartPole-v1") -> TrainConfig:
+    """The options of one of our own methods before any tuning."""
+    config = race.base(env, method)
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def finals(race: Race, method: str) -> list[Job]:
+    """The final runs of a method of which nothing is tuned."""
+    return list(race.batches("CartPole-v1", method))[-1]
 
 
 def without_times(folder: Path) -> dict[str, Any]:
     contents = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
     for content in contents.values():
-        del content["curve"]["wall_time"]
+        del content["curve"]["wall_time"], content["curve"]["cpu_time"]
     return contents
 
 
@@ -71,27 +78,41 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_make_a_configuration(method: str, tmp_path: Path) -> None:
-    settings = budget(race(tmp_path), "CartPole-v1", method)
     tuned = TrainConfig.recommended("CartPole-v1", METHODS[method].get("algo", "a2c")).learning_rate
-    assert [config.learning_rate for config in settings.values()] == [factor * tuned for factor in (1, 2, 4, 8)]
-    for config in settings.values():
-        assert {name: getattr(config, name) for name in METHODS[method]} == METHODS[method]
-        assert {name: getattr(config, name) for name in SMALL} == SMALL
+    config, (rates, entropy) = own(race(tmp_path), method), race(tmp_path).axes("CartPole-v1", method)
+    assert rates.values == tuple(factor * tuned for factor in (0.5, 1, 2, 4))
+    assert (rates.start, entropy.values) == (tuned, (config.ent_coef,))
+    assert {name: getattr(config, name) for name in METHODS[method]} == METHODS[method]
+    assert {name: getattr(config, name) for name in SMALL} == SMALL
 
 
 def test_the_base_is_the_tuned_setting_of_each_task(tmp_path: Path) -> None:
-    tuned = TrainConfig.recommended("Pendulum-v1", "a2c")
-    (config,) = budget(race(tmp_path, overrides={}, learning_rates=[0.5]), "Pendulum-v1", "target").values()
-    assert config.learning_rate == tuned.learning_rate / 2 == 0.002
-    assert (config.gamma, config.iterations, config.method) == (tuned.gamma, tuned.iterations, "target")
+    tuned, one = TrainConfig.recommended("Pendulum-v1", "a2c"), race(tmp_path, overrides={}, learning_rates=[0.5])
+    config = one.job("Pendulum-v1", "target", (0.002, 0.0), seed=3).config
+    assert isinstance(config, TrainConfig)
+    assert [axis.values for axis in one.axes("Pendulum-v1", "target")] == [(tuned.learning_rate / 2,), (0.0,)]
+    assert (config.learning_rate, config.seed, config.gamma) == (0.002, 3, tuned.gamma)
+    assert (config.iterations, config.method) == (tuned.iterations, "target")
 
 
 def test_a_method_may_have_options_of_its_own(tmp_path: Path) -> None:
-    given = method_options("optex:stride=2,lengthscale=median,noise=0.5,normalize-obs=yes,max_grad_norm=none")
+    given, tuned = method_options("optex:stride=2,lengthscale=median,noise=0.5,normalize-obs=yes,max_grad_norm=none")
     options = {"stride": 2, "lengthscale": "median", "noise": 0.5, "normalize_obs": True, "max_grad_norm": None}
     assert given == {"method": "optex", **options}
-    (config,) = budget(race(tmp_path, learning_rates=[2]), "CartPole-v1", "vanilla:learning_rate=0.1").values()
-    assert config.learning_rate == 0.2
+    assert tuned == {}
+    axes = race(tmp_path, learning_rates=[2]).axes("CartPole-v1", "vanilla:learning_rate=0.1")
+    assert axes[0].values == (0.2,)
+
+
+def test_of_several_numbers_tuning_chooses_one(tmp_path: Path) -> None:
+    method = "ppo:n_epochs=20/5/10,clip_range=0.1/0.2"
+    rates, entropy, epochs, clip = race(tmp_path, overrides={}).axes("CartPole-v1", method)
+    assert (epochs.values, epochs.start, epochs.whole) == ((5, 10, 20), 10, True)
+    assert (clip.values, clip.start, clip.whole) == ((0.1, 0.2), 0.2, False)
+    job = race(tmp_path).job("CartPole-v1", method, (0.001, entropy.start, 5, 0.1), seed=0)
+    assert job.setting == "lr 0.001, n_epochs 5, clip_range 0.1"
+    assert isinstance(job.config, TrainConfig)
+    assert (job.config.n_epochs, job.config.clip_range, rates.whole) == (5, 0.1, False)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +124,9 @@ def test_a_method_may_have_options_of_its_own(tmp_path: Path) -> None:
         ("optex:seed=2", "got 'seed=2'"),
         ("sb3-ppo:stride=2", "with options evaluations, steps, got 'stride=2'"),
         ("optex:stride=two", "stride in method 'optex:stride=two' cannot be 'two'"),
+        ("ppo:n_epochs=0/5", "n_epochs in method 'ppo:n_epochs=0/5' cannot be tuned: that takes numbers above 0"),
+        ("optex:kernel=rbf/matern52", "kernel in method .* cannot be tuned"),
+        ("sb3-ppo:steps=5/10", "steps in method .* cannot be tuned"),
         ("optex:normalize_obs=1", "normalize_obs in method 'optex:normalize_obs=1' must be yes or no, got '1'"),
     ],
 )
@@ -112,36 +136,41 @@ def test_methods_that_are_none(method: str, message: str) -> None:
 
 
 def test_tuning_and_final_seeds_are_disjoint(tmp_path: Path) -> None:
-    jobs = race(tmp_path, seeds=5, tuning_seeds=3, ent_coefs=[0.0, 0.01]).tuning_jobs("CartPole-v1", "optex")
-    assert len(jobs) == 4 * 2 * 3
-    assert min(job.config.seed for job in jobs) == FIRST_TUNING_SEED
-    everything = race(tmp_path, seeds=5, all_settings=True)
-    assert everything.tuning_jobs("CartPole-v1", "optex") == []
-    finals = everything.final_jobs("CartPole-v1", "optex")
-    assert sorted({job.config.seed for job in finals}) == list(range(5))
-    assert len(finals) == 4 * 5
+    first = next(race(tmp_path, seeds=5).batches("CartPole-v1", "optex"))
+    assert [job.config.seed for job in first] == [FIRST_TUNING_SEED] * 4 + [FIRST_TUNING_SEED + 1] * 4
+    last = finals(race(tmp_path, seeds=5, learning_rates=[1.0]), "optex")
+    assert [job.config.seed for job in last] == list(range(5))
 
 
 def test_one_setting_needs_no_tuning(tmp_path: Path) -> None:
-    single = race(tmp_path, learning_rates=[1.0])
-    assert single.tuning_jobs("CartPole-v1", "optex") == []
-    assert len(single.final_jobs("CartPole-v1", "optex")) == 10
+    for method in ("optex", "sb3-a2c"):
+        assert len(list(race(tmp_path, learning_rates=[1.0]).batches("CartPole-v1", method))) == 1
 
 
 def test_every_run_has_a_file_of_its_own(tmp_path: Path) -> None:
-    everything = race(tmp_path, all_settings=True, ent_coefs=[0.0, 0.01], methods=[*METHODS, "optex:stride=2"])
-    jobs = [job for method in everything.methods for job in everything.final_jobs("CartPole-v1", method)]
-    assert len({job.file_name for job in jobs}) == len(jobs) == len(everything.methods) * 8 * 10
+    both = race(tmp_path, ent_coefs=[0.0, 0.01], methods=[*METHODS, "optex:stride=2"])
+    jobs = [
+        both.job("CartPole-v1", method, (rate, ent_coef), seed)
+        for method in both.methods
+        for rate in (0.001, 0.01)
+        for ent_coef in (0.0, 0.01)
+        for seed in range(3)
+    ]
+    assert len({job.file_name for job in jobs}) == len(jobs)
     assert not any(set(job.file_name) & set("/\\:* ") for job in jobs)
 
 
-def test_the_setting_with_the_largest_area_is_chosen() -> None:
-    runs = [run("a", 0, 0, 0, 90), run("a", 1, 0, 0, 90), run("b", 0, 0, 50, 50), run("b", 1, 0, 40, 50)]
-    assert best_setting(runs) == "b"  # although a ends higher
+def test_the_setting_with_the_fewest_iterations_is_chosen() -> None:
+    runs = [run("a", 0, 0, 0, 500, 500), run("b", 0, 0, 490, 490, 490), run("c", 0, 500, 500, 500, 500)]
+    runs += [run("a", 1, 0, 0, 500, 500), run("b", 1, 0, 490, 490, 490)]
+    assert best_setting(runs, 475.0) == "b"  # a ends higher; c stopped being tried
+    trials = gather_trials([r._replace(seed=FIRST_TUNING_SEED + r.seed) for r in runs], {})
+    assert [(t.setting, t.seeds, round(t.score, 6)) for t in trials] == [("a", 2, 2.0), ("b", 2, 1.0), ("c", 1, 1.0)]
+    assert [t.setting for t in trials if t.chosen] == ["b"]
 
 
 def test_tuning_runs_choose_and_final_runs_are_reported() -> None:
-    tuning = [run("a", FIRST_TUNING_SEED, 0, 5, 9), run("b", FIRST_TUNING_SEED, 0, 3, 9)]
+    tuning = [run("a", FIRST_TUNING_SEED, 0, 5, 9), run("b", FIRST_TUNING_SEED, 0, 3, 9)]  # by their areas
     entries = gather([*tuning, run("a", 0, 10, 20, 30), run("b", 0, 10, 90, 90)], {})
     assert [(e.setting, e.chosen, len(e.curves), e.start) for e in entries] == [("a", True, 1, 10), ("b", False, 1, 10)]
     finals_only = gather([run("a", 0, 10, 20, 30), run("b", 0, 10, 90, 90)], {})
@@ -150,9 +179,36 @@ def test_tuning_runs_choose_and_final_runs_are_reported() -> None:
 
 def test_a_task_without_threshold_needs_one() -> None:
     runs = [run("a", 0, 1, 2, env="Ant-v5")]
-    with pytest.raises(ConfigError, match="there is no threshold for Ant-v5: give --threshold"):
-        gather(runs, {})
+    for refused in (lambda: gather(runs, {}), lambda: threshold_of("Ant-v5", {"Other-v0": 1.0})):
+        with pytest.raises(ConfigError, match="there is no threshold for Ant-v5: give --threshold"):
+            refused()
     assert gather(runs, {"Ant-v5": 5.0})[0].threshold == 5.0
+
+
+def test_a_run_stops_once_it_holds_its_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 after the second iteration alone would not do; with the 120 after the third it does, and the rest is held."""
+    returns = iter([0.0, 10.0, 80.0, 120.0])
+    monkeypatch.setattr("optex_rl.race_runs.Trainer.evaluate", lambda self: next(returns))
+    curve = follow(job(iterations=7, eval_freq=1).config, until=100.0)
+    assert curve.iterations == tuple(range(8))
+    assert curve.returns == (0.0, 10.0, 80.0, 120.0, 120.0, 120.0, 120.0, 120.0)
+    assert curve.env_steps[3:] == (3 * 32,) * 5
+    assert len(set(curve.wall_time[3:])) == len(set(curve.cpu_time[3:])) == 1
+
+
+def test_a_run_that_stops_is_another_run(tmp_path: Path) -> None:
+    run_job(job(), tmp_path)
+    with pytest.raises(RunFolderError, match=r"was made with until None, and 100\.0 is asked for"):
+        is_done(job()._replace(until=100.0), tmp_path)
+
+
+def test_what_is_left_takes_as_long_as_its_like() -> None:
+    """Known: 10 s of its own kind; 4 s of the method on another task; 7 s, the mean of all, where neither is."""
+    taken = {("A", "ppo"): [9.0, 11.0], ("B", "optex"): [4.0, 4.0]}
+    assert expected_seconds({("A", "ppo"): 3}, taken) == 30.0
+    assert expected_seconds({("A", "optex"): 2}, taken) == 8.0
+    assert expected_seconds({("A", "target"): 1, ("A", "ppo"): 0}, taken) == 7.0
+    assert expected_seconds({("A", "target"): 1}, {}) == 0.0
 
 
 def test_a_curve_has_both_ends_and_training_time_only() -> None:
@@ -220,7 +276,11 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
 
 def test_what_a_race_leaves(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = read_runs(finished)
-    assert len(runs) == 2 * (2 + 2)  # methods × (tuning + final)
+    assert len([run for run in runs if not run.tuning]) == 2 * 2  # methods × seeds
+    with (finished / "tuning.csv").open(newline="") as file:
+        trials = [row for row in csv.DictReader(file) if row["chosen"] == "True"]
+    assert [trial["method"] for trial in trials] == ["vanilla", "optex:stride=2"]
+    assert {trial["setting"] for trial in trials} == {run.setting for run in runs if not run.tuning}
     with (finished / "curves.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(runs) * 3
@@ -268,8 +328,8 @@ def test_tables_of_several_tasks(tmp_path: Path) -> None:
     # CartPole goes all the way, 0 to 1; Acrobot half of it; the mean over the curve is half of the end.
     assert "| optex | 0.38 (0.38 … 0.38) | 0.75 (0.75 … 0.75) |" in overall
     assert "vanilla" not in overall
-    assert "| vanilla | a * | 1 | 1.0 | 0 | 1/1 | -300 (– … –) | -100 (– … –) | 100 |" in table
-    assert "| optex | a * | – | – | – | 0/4 | -400 (-400 … -400) | -300 (-300 … -300) | 50 |" in table
+    assert "| vanilla | a * | 1 | 0 | 1.0 | 1.0 | 1/1 | -300 (– … –) | -100 (– … –) | 100 |" in table
+    assert "| optex | a * | – | – | – | – | 0/4 | -400 (-400 … -400) | -300 (-300 … -300) | 50 |" in table
 
 
 def test_thresholds_are_given_task_by_task(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -367,7 +427,5 @@ def test_bad_input_is_one_sentence(
 
 
 def test_planning_writes_nothing(tmp_path: Path) -> None:
-    plan = race(tmp_path / "race", all_settings=True)
-    assert plan.tuning_jobs("CartPole-v1", "optex") == []
-    assert len(plan.final_jobs("CartPole-v1", "optex")) == 40
+    next(race(tmp_path / "race").batches("CartPole-v1", "optex"))
     assert list(tmp_path.iterdir()) == []

@@ -76,10 +76,22 @@ def test_the_clock_stands_still_and_the_last_policy_is_evaluated() -> None:
     model = A2C("MlpPolicy", make_vec_env("CartPole-v1", 2), device="cpu")
     clock = EvaluationClock(slow, every=3)
     model.learn(40, clock)
-    curve = clock.curve()
+    curve = clock.curve(4)
     assert curve.iterations == (0, 3, 4)
     assert curve.env_steps == (0, 30, 40)
     assert curve.wall_time[-1] < 0.6
+
+
+def test_a_run_that_holds_its_threshold_is_cut_off_there() -> None:
+    """Evaluated before the rollouts 0, 2, 4: the third evaluation confirms the second; the rest stays as it was."""
+    returns = iter([0.0, 9.0, 11.0])
+    model = A2C("MlpPolicy", make_vec_env("CartPole-v1", 2), device="cpu")
+    clock = EvaluationClock(lambda: next(returns), every=2, until=10.0)
+    model.learn(90, clock)
+    curve = clock.curve(9)
+    assert curve.iterations == (0, 2, 4, 6, 8, 9)
+    assert curve.returns == (0.0, 9.0, 11.0, 11.0, 11.0, 11.0)
+    assert curve.env_steps == (0, 20, 40, 40, 40, 40)
 
 
 def test_our_evaluation_agrees_with_theirs() -> None:
