@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, Final
 
 from ..errors import ConfigError
 from .actor_critic import ActorCritic as ActorCritic
+from .actor_critic import Rows as Rows
 from .batch import Agent as Agent
 from .batch import AgentLosses as AgentLosses
 from .batch import Batch as Batch
+from .batch import Iterate as Iterate
+from .batch import Update as Update
 from .distributions import ActionDistribution as ActionDistribution
 from .distributions import Categorical as Categorical
 from .distributions import DiagonalGaussian as DiagonalGaussian
@@ -21,10 +24,10 @@ from .policies import StackedPolicy as StackedPolicy
 from .policies import encode_observations as encode_observations
 from .policies import observation_size as observation_size
 from .ppo import PPO as PPO
-from .ppo import Rows as Rows
 from .reinforce import Reinforce as Reinforce
 
 __all__ = [
+    "AGENTS",
     "PPO",
     "ActionDistribution",
     "ActorCritic",
@@ -35,30 +38,42 @@ __all__ = [
     "BoundPolicy",
     "Categorical",
     "DiagonalGaussian",
+    "Iterate",
     "MlpPolicy",
     "Reinforce",
     "Rows",
     "StackedPolicy",
+    "Update",
+    "agent_options",
     "encode_observations",
     "make_agent",
     "make_distribution",
     "observation_size",
 ]
 
-_AGENTS: dict[str, type[ActorCritic] | type[Reinforce]] = {"a2c": ActorCritic, "ppo": PPO, "reinforce": Reinforce}
+AGENTS: Final[dict[str, type[Agent]]] = {"a2c": ActorCritic, "ppo": PPO, "reinforce": Reinforce}
+
+
+def agent_options(name: str) -> list[str]:
+    """The names of an agent's hyper-parameters.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if name not in AGENTS:
+        raise ConfigError(f"Unknown agent {name!r}: choose one of {', '.join(sorted(AGENTS))}.")
+    agent: Any = AGENTS[name]  # a dataclass, like all of them
+    return [field.name for field in fields(agent)]
 
 
 def make_agent(name: str, **hyperparameters: Any) -> Agent:
-    """The agent called `name` ("reinforce", "a2c" or "ppo") with the given hyper-parameters.
+    """The agent called `name` (one of `AGENTS`) with the given hyper-parameters.
 
     Raises:
         ConfigError: an unknown name, an unknown hyper-parameter, or a value outside of its range.
     """
-    if name not in _AGENTS:
-        raise ConfigError(f"Unknown agent {name!r}: choose one of {', '.join(sorted(_AGENTS))}.")
-    agent = _AGENTS[name]
-    allowed = [field.name for field in fields(agent)]
+    allowed = agent_options(name)
     unknown = sorted(set(hyperparameters) - set(allowed))
     if unknown:
         raise ConfigError(f"Agent {name!r} has no hyper-parameter {', '.join(unknown)}: it has {', '.join(allowed)}.")
-    return agent(**hyperparameters)
+    return AGENTS[name](**hyperparameters)

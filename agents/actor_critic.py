@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..returns import gae
-from .batch import AgentLosses, Batch, check_flag, check_number, combine_losses, critic_values
+from .batch import Agent, AgentLosses, Batch, check_flag, check_number, combine_losses, critic_values
 from .policies import BoundPolicy
 
 
+class Rows(NamedTuple):
+    """Samples of one or more windows as one set, B of them; all constants.
+
+    Attributes:
+        obs: [B, O].
+        actions: [B] or [B, m].
+        log_probs: [B], log π of the actions under the policy that took them.
+        advantages: [B], not normalised.
+        returns: [B], targets of the critic.
+    """
+
+    obs: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def at(self, index: Tensor) -> Rows:
+        """Some of the rows."""
+        return Rows(*(column[index] for column in self))
+
+
 @dataclass(frozen=True, kw_only=True)
-class ActorCritic:
+class ActorCritic(Agent):
     """Synchronous advantage actor-critic (Mnih et al., 2016, arXiv 1602.01783) with GAE (Schulman et al., 2016).
 
     Names are those of stable-baselines3's A2C. Two defaults are not: λ is 0.95 and advantages are normalised, because
@@ -44,7 +67,7 @@ class ActorCritic:
         check_flag("normalize_advantage", self.normalize_advantage)
 
     @property
-    def needs_critic(self) -> bool:
+    def shares_critic(self) -> bool:
         """True."""
         return True
 
@@ -82,3 +105,17 @@ class ActorCritic:
             vf_coef=self.vf_coef,
             normalize_advantage=self.normalize_advantage,
         )
+
+    @torch.no_grad()
+    def rows(self, policy: BoundPolicy, batch: Batch) -> Rows:
+        """The samples of the N windows in `batch`, each with its own point's probabilities, advantages and returns.
+
+        Args:
+            policy: the N points that collected `batch`.
+            batch: their experience.
+        """
+        values, advantages = self.estimate(policy, batch)
+        obs, actions = batch.obs.flatten(1, 2), batch.actions.flatten(1, 2)
+        log_probs = policy.distribution.log_prob(policy.actor(obs), actions)
+        columns = (obs, actions, log_probs, advantages.flatten(1), (advantages + values).flatten(1))
+        return Rows(*(column.flatten(0, 1) for column in columns))

@@ -7,7 +7,9 @@ continuous action, K rows whose successor observation is not the next row, B = T
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..losses import entropy_loss, explained_variance, policy_gradient_loss, value_loss
 from ..returns import normalize_advantages, successor_values
-from .policies import BoundPolicy
+from .policies import BoundPolicy, StackedPolicy
 
 
 class Batch(NamedTuple):
@@ -40,6 +42,10 @@ class Batch(NamedTuple):
     final_obs: Tensor
     final_index: Tensor
 
+    def at(self, points: slice | Tensor) -> Batch:
+        """The experience of some of the points: a slice or a mask [N]."""
+        return Batch(*(column[points] for column in self))
+
 
 class AgentLosses(NamedTuple):
     """The loss of every point and its parts; all [N], all but the first detached.
@@ -59,18 +65,76 @@ class AgentLosses(NamedTuple):
     explained_variance: Tensor
 
 
-class Agent(Protocol):
-    """What the training loop knows of an agent."""
+class Iterate(Protocol):
+    """The parameters that an `Update` moves, and the base optimizer that may take the steps."""
+
+    def point(self) -> Tensor:
+        """Copy of the parameters, [d]."""
+
+    def move_to(self, point: Tensor) -> None:
+        """Copy `point` [d] into the parameters."""
+
+    def step(self, gradient: Tensor) -> None:
+        """One step of the base optimizer with `gradient` [d], clipped to `max_grad_norm`."""
+
+    def undone_on_trouble(self) -> AbstractContextManager[None]:
+        """A block whose moves and steps are taken back if it raises a `NumericalError`, or ends in NaN."""
+
+
+class Update(Protocol):
+    """How an agent moves the iterate by itself, from the samples of all points."""
+
+    def __call__(self, points: Tensor, batch: Batch) -> dict[str, float]:
+        """Move the iterate; what is to be logged of it, by name.
+
+        Args:
+            points: [N, d], where `batch` was collected; row 0 may be the iterate.
+            batch: the experience of points that are usable.
+
+        Raises:
+            NumericalError: something became NaN or infinite; the iterate is where it was.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later updates depend on, besides the parameters and the base."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+
+
+class Agent(ABC):
+    """A policy-gradient method: everything that the training loop knows of one.
+
+    The built-in agents are frozen dataclasses, whose fields are options of `TrainConfig`.
+    """
 
     @property
     def needs_critic(self) -> bool:
         """Whether the policy must have a critic."""
+        return True
 
-    def targets(self, policy: BoundPolicy, batch: Batch) -> Tensor:
-        """What the critic is to predict, constants, [N, T, E]."""
+    @property
+    def shares_critic(self) -> bool:
+        """Whether one critic for all points may be fitted apart from them, to `targets`; see `n_critic_updates`."""
+        return False
 
+    @abstractmethod
     def loss(self, policy: BoundPolicy, batch: Batch) -> AgentLosses:
         """The N losses of `policy` on `batch`; the gradient of their sum is the N gradients."""
+
+    def targets(self, policy: BoundPolicy, batch: Batch) -> Tensor:
+        """What a critic that all points share is to predict, constants, [N, T, E]."""
+        raise ConfigError(f"{type(self).__name__} has no targets for a shared critic: n_critic_updates must be 0.")
+
+    def make_update(self, policy: StackedPolicy, iterate: Iterate, seed: int) -> Update | None:
+        """What moves the iterate once its points are evaluated; None: the optimizer, by the gradients of `loss`.
+
+        Args:
+            policy: the network's architecture, as a function of [N, d].
+            iterate: what is moved.
+            seed: of everything random in the update.
+        """
+        return None
 
 
 def critic_values(policy: BoundPolicy, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, NonFiniteError
 from ..losses import clipped_surrogate_loss
 from ..returns import normalize_advantages
-from .actor_critic import ActorCritic
-from .batch import AgentLosses, Batch, add_up_losses, check_number
-from .policies import BoundPolicy
-
-
-class Rows(NamedTuple):
-    """Samples of one or more windows as one set, B of them; all constants.
-
-    Attributes:
-        obs: [B, O].
-        actions: [B] or [B, m].
-        log_probs: [B], log π of the actions under the policy that took them.
-        advantages: [B], not normalised.
-        returns: [B], targets of the critic.
-    """
-
-    obs: Tensor
-    actions: Tensor
-    log_probs: Tensor
-    advantages: Tensor
-    returns: Tensor
-
-    def at(self, index: Tensor) -> Rows:
-        """Some of the rows."""
-        return Rows(*(column[index] for column in self))
+from .actor_critic import ActorCritic, Rows
+from .batch import AgentLosses, Batch, Iterate, add_up_losses, check_number
+from .policies import BoundPolicy, StackedPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,22 +59,16 @@ class PPO(ActorCritic):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}.")
 
-    @torch.no_grad()
-    def rows(self, policy: BoundPolicy, batch: Batch, usable: Tensor | None = None) -> Rows:
-        """The samples of the N windows in `batch`, each with its own point's probabilities, advantages and returns.
+    @property
+    def shares_critic(self) -> bool:
+        """False: the epochs fit the critic with the policy."""
+        return False
 
-        Args:
-            policy: the N points that collected `batch`.
-            batch: their experience.
-            usable: [N], mask of the points whose samples are wanted; all by default.
-        """
-        values, advantages = self.estimate(policy, batch)
-        obs, actions = batch.obs.flatten(1, 2), batch.actions.flatten(1, 2)
-        log_probs = policy.distribution.log_prob(policy.actor(obs), actions)
-        columns = (obs, actions, log_probs, advantages.flatten(1), (advantages + values).flatten(1))
-        return Rows(*((column if usable is None else column[usable]).flatten(0, 1) for column in columns))
+    def make_update(self, policy: StackedPolicy, iterate: Iterate, seed: int) -> Epochs:
+        """The epochs."""
+        return Epochs(self, policy, iterate, seed)
 
-    def surrogate(self, policy: BoundPolicy, rows: Rows) -> tuple[AgentLosses, Tensor]:
+    def surrogate(self, policy: BoundPolicy, rows: Rows) -> tuple[AgentLosses, Tensor, Tensor]:
         """Loss of one point on a minibatch, and how far its policy is from those that collected.
 
         Args:
@@ -103,8 +76,8 @@ class PPO(ActorCritic):
             rows: the minibatch.
 
         Returns:
-            The losses, each [1], and the estimate mean(r − 1 − log r) of the Kullback-Leibler divergence, [] (Schulman,
-            2020, joschu.net/blog/kl-approx.html), r being the probability ratio.
+            The losses, each [1]; the estimate mean(r − 1 − log r) of the Kullback-Leibler divergence, r being the
+            probability ratio (Schulman, 2020, joschu.net/blog/kl-approx.html); the share of ratios out of range.
         """
         advantages = rows.advantages
         if self.normalize_advantage and len(advantages) > 1:
@@ -115,4 +88,58 @@ class PPO(ActorCritic):
         critic = policy.critic(rows.obs[None]), rows.returns[None]
         losses = add_up_losses(policy, inputs, policy_term, critic, ent_coef=self.ent_coef, vf_coef=self.vf_coef)
         log_ratio = (log_probs.detach() - rows.log_probs).flatten()
-        return losses, (log_ratio.expm1() - log_ratio).mean()
+        out_of_range = log_ratio.expm1().abs() > self.clip_range
+        return losses, (log_ratio.expm1() - log_ratio).mean(), out_of_range.float().mean()
+
+
+class Epochs:
+    """Moves the iterate by the epochs of PPO.
+
+    With several points all their samples serve, each with the probability under the policy that took it: the points are
+    behaviour policies along the predicted path.
+
+    Args:
+        agent: gives loss, number of epochs and size of minibatches.
+        policy: the network's architecture.
+        iterate: where the epochs begin, and what they move.
+        seed: of the order of the samples.
+    """
+
+    def __init__(self, agent: PPO, policy: StackedPolicy, iterate: Iterate, seed: int) -> None:
+        self.agent, self.policy, self.iterate = agent, policy, iterate
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, points: Tensor, batch: Batch) -> dict[str, float]:
+        """All epochs; means over all minibatches of the parts of the loss, ``approx_kl`` and ``clip_fraction``.
+
+        Raises:
+            NonFiniteError: a gradient or a parameter became NaN or infinite; the parameters are back at the iterate.
+        """
+        rows = self.agent.rows(self.policy.bind(points), batch)
+        with self.iterate.undone_on_trouble():
+            reports = [torch.stack(list(report)) for report in self._run(rows)]
+        names = (*AgentLosses._fields[1:], "approx_kl", "clip_fraction")
+        return dict(zip(names, torch.stack(reports).mean(0).tolist(), strict=True))
+
+    def _run(self, rows: Rows) -> Iterator[tuple[Tensor, ...]]:
+        """The steps; what is reported of each minibatch, before its step, each []."""
+        for _ in range(self.agent.n_epochs):
+            order = torch.randperm(len(rows.obs), generator=self.generator).to(rows.obs.device)
+            for index in torch.split(order, self.agent.batch_size):
+                point = self.iterate.point()[None].requires_grad_()
+                losses, divergence, clipped = self.agent.surrogate(self.policy.bind(point), rows.at(index))
+                yield (*(part[0] for part in losses[1:]), divergence, clipped)
+                if self.agent.target_kl is not None and divergence > 1.5 * self.agent.target_kl:
+                    return
+                (gradient,) = torch.autograd.grad(losses.total.sum(), point)
+                if not gradient.isfinite().all():
+                    raise NonFiniteError("the gradient of a minibatch is not finite; the epochs are taken back")
+                self.iterate.step(gradient[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The random numbers that the order of later samples depends on."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.generator.set_state(state["generator"])

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..returns import discounted_returns
-from .batch import AgentLosses, Batch, check_flag, check_number, combine_losses, critic_values
+from .batch import Agent, AgentLosses, Batch, check_flag, check_number, combine_losses, critic_values
 from .policies import BoundPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reinforce:
+class Reinforce(Agent):
     """REINFORCE (Williams, 1992, Machine Learning 8) with the reward-to-go of each step.
 
     With `baseline` the critic's value is subtracted from the return, and bootstraps episodes that a time limit or the
@@ -47,6 +47,11 @@ class Reinforce:
     @property
     def needs_critic(self) -> bool:
         """Whether a baseline is learnt."""
+        return self.baseline
+
+    @property
+    def shares_critic(self) -> bool:
+        """Whether there is one."""
         return self.baseline
 
     def targets(self, policy: BoundPolicy, batch: Batch) -> Tensor:

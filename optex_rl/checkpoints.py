@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .errors import RunFolderError
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 MAGIC: Final = b"optex-rl checkpoint "
 _DIGEST_SIZE: Final = hashlib.sha256().digest_size
 _FOOTER_SIZE: Final = len(MAGIC) + 4 + _DIGEST_SIZE

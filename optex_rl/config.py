@@ -11,6 +11,7 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 import torch
 import yaml
 
+from .agents import AGENTS, Agent, agent_options, make_agent
 from .bases import check_name
 from .checkpoints import write_atomically
 from .errors import ConfigError, RunFolderError
@@ -43,7 +44,7 @@ class TrainConfig:
             made.
     """
 
-    algo: str = _option("a2c", "agent", ("reinforce", "a2c", "ppo"))
+    algo: str = _option("a2c", "agent", tuple(AGENTS))
     env: str = _option("CartPole-v1", "Gymnasium id of the task")
     method: str = _option("optex", "how a sequential iteration uses its N evaluations", METHODS)
     optimizer: str = _option("adam", "base optimizer, see optex_rl.bases.BASES")
@@ -110,9 +111,9 @@ class TrainConfig:
         for name in ("learning_rate", "critic_learning_rate"):
             if not (0.0 <= getattr(self, name) < math.inf):
                 raise ConfigError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
-        if self.n_critic_updates and (self.algo == "ppo" or (self.algo == "reinforce" and not self.baseline)):
-            algo = self.algo if self.algo == "ppo" else "reinforce without baseline"
-            raise ConfigError(f"n_critic_updates must be 0 with {algo}, got {self.n_critic_updates}: use a2c")
+        if self.n_critic_updates and not self.make_agent().shares_critic:
+            why = f"the critic of {self.algo}, with these options, cannot be fitted apart; use a2c"
+            raise ConfigError(f"n_critic_updates must be 0, got {self.n_critic_updates}: {why}")
         if not math.isfinite(self.log_std_init):
             raise ConfigError(f"log_std_init must be a finite number, got {self.log_std_init}")
         self.optex_options()
@@ -155,15 +156,10 @@ class TrainConfig:
             options["history_size"] = max(20, 3 * self.parallelism)
         return OptExOptions(parallelism=self.num_points, **options)
 
-    def agent_options(self) -> dict[str, Any]:
-        """The hyper-parameters of the agent."""
-        names = ["gamma", "ent_coef", "vf_coef", "normalize_advantage"]
-        names += {
-            "reinforce": ["baseline"],
-            "a2c": ["gae_lambda"],
-            "ppo": ["gae_lambda", "clip_range", "n_epochs", "batch_size", "target_kl"],
-        }[self.algo]
-        return {name: getattr(self, name) for name in names}
+    def make_agent(self) -> Agent:
+        """The agent that ``algo`` names, its hyper-parameters from the options of the same names."""
+        own = {spec.name for spec in dataclasses.fields(self)}
+        return make_agent(self.algo, **{name: getattr(self, name) for name in agent_options(self.algo) if name in own})
 
     def schedule_at(self, iteration: int) -> float:
         """Factor on the learning rates in an iteration, counted from 0."""

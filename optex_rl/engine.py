@@ -54,8 +54,9 @@ class Engine:
         losses: Tensor | None = None,
         with_gradient: list[bool] | None = None,
         usable: Tensor | None = None,
+        move: bool = True,
     ) -> None:
-        """Take gradients ``[N, d]`` and losses ``[N]`` at the points of `ask`, and move to the next iterate.
+        """Take gradients ``[N, d]`` and losses ``[N]`` at the points of `ask`, and ``move`` to the next iterate.
 
         ``with_gradient`` says which parameters have a gradient at all; None: every one that is not frozen. ``usable
         [N]`` says at which points the evaluation is good; the others are as if they had not been asked for.
@@ -65,18 +66,19 @@ class Engine:
             raise ConfigError("call ask() before tell(): there are no points that these gradients could belong to")
         if proposal.spoilt:
             raise ConfigError("the points of ask() were changed in place: change a copy of them, and ask() again")
+        if move and not self.base.is_at(proposal.points[0]):
+            raise ConfigError("the parameters were moved since ask(): ask() again, or tell with move=False")
         told = check_evaluations(proposal.points, gradients, losses, self.options.selection, usable)
         self.base.with_gradient = with_gradient
         self.proposal = None
-        moved = not self.base.is_at(proposal.points[0])
         if self.options.parallelism > 1:
-            self._take(proposal, told, moved)
-        elif not moved:
+            self._take(proposal, told, move)
+        elif move:
             with self.base.undone_on_trouble():
                 self.base.step(told.gradients[0])
 
-    def _take(self, proposal: Proposal, told: Evaluations, moved: bool) -> None:
-        """Evaluations of a proposal into the history, and the step they make, unless the parameters were ``moved``."""
+    def _take(self, proposal: Proposal, told: Evaluations, move: bool) -> None:
+        """Evaluations of a proposal into the history, and the step they make, if they are to ``move``."""
         estimator, distances = self._insert(proposal, told)
         iterate = distances[0] if told.rows[0] == 0 and len(distances) == len(told.rows) else None
         cosines = self._cosines(proposal, told)
@@ -86,7 +88,7 @@ class Engine:
         proposal.keep_only(None if best is None else told.rows[best])  # before the walk, which needs room of its own
         with self.base.walk() as walker:
             steps = 0
-            if not moved:
+            if move:
                 steps = select(walker, estimator, proposal, told, best, self.options, iterate)
         self._record(proposal, told, steps, cosines)
 

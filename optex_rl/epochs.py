@@ -1,4 +1,4 @@
-"""Epochs over the experience that was just collected: PPO's, and those of a critic that all points share."""
+"""The passes that fit a critic which all points share to what they have just collected."""
 
 from __future__ import annotations
 
@@ -9,70 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .agents import PPO, Agent, AgentLosses, Batch, Rows, StackedPolicy
+from .agents import Agent, Batch, StackedPolicy
 from .bases import fused_kwargs, make_base
 from .config import TrainConfig
-from .errors import NonFiniteError
 from .flat import FlatBase, Walker
 from .losses import value_loss
 from .rollout import spawn_seeds
-
-
-class Epochs:
-    """Moves the parameters from the iterate by the epochs of PPO.
-
-    With several points all their samples serve, each with the probability under the policy that took it: the points are
-    behaviour policies along the predicted path.
-
-    Args:
-        agent: gives loss, number of epochs and size of minibatches.
-        policy: the network's architecture.
-        base: the optimizer's base, at the iterate.
-        seed: of the order of the samples.
-    """
-
-    def __init__(self, agent: PPO, policy: StackedPolicy, base: FlatBase, seed: int) -> None:
-        self.agent, self.policy, self.base = agent, policy, base
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, points: Tensor, batch: Batch, usable: Tensor | None = None) -> AgentLosses:
-        """All epochs on the experience of ``points [N, d]``, or of those in the mask ``usable [N]``.
-
-        Returns:
-            Losses, means over all minibatches, ``[1]`` each.
-
-        Raises:
-            NonFiniteError: a gradient or a parameter became NaN or infinite; the parameters are back at the iterate.
-        """
-        rows = self.agent.rows(self.policy.bind(points), batch, usable)
-        with self.base.undone_on_trouble():
-            losses = self._run(rows)
-        return AgentLosses(*(torch.stack(column).mean(0) for column in zip(*losses, strict=True)))
-
-    def _run(self, rows: Rows) -> list[AgentLosses]:
-        """The steps; the losses before each of them."""
-        history: list[AgentLosses] = []
-        for _ in range(self.agent.n_epochs):
-            order = torch.randperm(len(rows.obs), generator=self.generator).to(rows.obs.device)
-            for index in torch.split(order, self.agent.batch_size):
-                point = self.base.point()[None].requires_grad_()
-                losses, divergence = self.agent.surrogate(self.policy.bind(point), rows.at(index))
-                history.append(losses._replace(total=losses.total.detach()))
-                if self.agent.target_kl is not None and divergence > 1.5 * self.agent.target_kl:
-                    return history
-                (gradient,) = torch.autograd.grad(losses.total.sum(), point)
-                if not gradient.isfinite().all():
-                    raise NonFiniteError("the gradient of a minibatch is not finite; the epochs are taken back")
-                self.base.step(gradient[0])
-        return history
-
-    def state_dict(self) -> dict[str, Any]:
-        """The random numbers that the order of later samples depends on."""
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        self.generator.set_state(state["generator"])
 
 
 class CriticUpdates:
@@ -106,22 +48,20 @@ class CriticUpdates:
         self.base.groups[0]["lr"] = learning_rate
 
     @contextmanager
-    def fitted(self, points: Tensor, batch: Batch, usable: Tensor | None = None) -> Iterator[None]:
+    def fitted(self, points: Tensor, batch: Batch) -> Iterator[None]:
         """The critic after its updates, in the block and, unless that fails numerically, beyond it.
 
         Args:
             points: ``[N, d]``, the actors that collected ``batch``.
             batch: their experience.
-            usable: mask ``[N]`` of the points whose samples count; all by default.
 
         Raises:
             NonFiniteError: a parameter became NaN or infinite; the critic is as before.
         """
         targets = self.agent.targets(self.policy.bind(points), batch)
-        rows = slice(None) if usable is None else usable
         with self.base.undone_on_trouble():
             with self.base.walk() as walker:
-                self._update(walker, batch.obs[rows].flatten(0, 2), targets[rows].flatten())
+                self._update(walker, batch.obs.flatten(0, 2), targets.flatten())
             yield
 
     def _update(self, walker: Walker, obs: Tensor, targets: Tensor) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from .agents import Agent, AgentLosses, Batch, StackedPolicy, encode_observations
+from .envs import NativeVectorEnv, describe_backend
 from .normalization import Normalizer
-from .objective import Objective
 from .rollout import Collector, Episode
 
 KEPT_BYTES: Final = 2**25 - 2**16  # just below the 32 MiB that glibc lets its threshold rise to on its own
@@ -27,40 +28,69 @@ class Evaluation(NamedTuple):
         gradients: ``[N, d]``.
         losses: the total loss at each point and its parts, ``[N]`` each, detached.
         episodes: the episodes that ended while the experience was collected.
+        batch: the experience, ``[N, T, E, …]``.
+        broken: which environments gave observations or rewards that are NaN or infinite, ``[N·E]``.
+        samples: environment steps that it took, over all points.
     """
 
     gradients: Tensor
     losses: AgentLosses
     episodes: list[Episode]
+    batch: Batch
+    broken: npt.NDArray[np.bool_]
+    samples: int
+
+
+class Evaluator(Protocol):
+    """Evaluates an agent's loss and gradient at N parameter sets, each from its own rollouts, here or elsewhere."""
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """The statistics that the policy is used with; saved with it, and loaded before `load_state_dict`."""
+
+    @property
+    def description(self) -> str:
+        """What steps the environments, for a reader."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether `load_state_dict` goes on bit for bit; else episodes start anew."""
+
+    def __call__(self, points: Tensor) -> Evaluation:
+        """Loss and gradient at ``points [N, d]``."""
+
+    def end_iteration(self) -> None:
+        """Update the statistics, which stand still while points are evaluated, by what was seen at them."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later evaluations depend on, besides the statistics."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+
+    def close(self) -> None:
+        """Give back environments and processes."""
 
 
 class FusedEvaluator:
-    """Evaluates an agent's loss and gradient at N parameter sets, each from its own rollouts.
+    """The evaluator in the process: one batched forward pass per time step serves all N points.
 
-    One batched forward pass per time step serves all N points, and one backward pass of the summed losses gives all N
-    gradients, because no point's loss depends on another point's parameters.
+    One backward pass of the summed losses gives all N gradients, because no point's loss depends on another point's
+    parameters.
 
     Args:
         policy: the network; only its architecture is used.
         agent: gives the loss.
         collector: steps the environments.
-        differentiate: whether the gradients are wanted; else they are zero.
         shared: parameters of the network that all points have in common, see `StackedPolicy`.
     """
 
     def __init__(
-        self,
-        policy: nn.Module,
-        agent: Agent,
-        collector: Collector,
-        differentiate: bool = True,
-        shared: Iterable[nn.Parameter] = (),
+        self, policy: nn.Module, agent: Agent, collector: Collector, shared: Iterable[nn.Parameter] = ()
     ) -> None:
         self.policy = StackedPolicy(policy, shared=shared)
         self.agent = agent
         self.collector = collector
-        self.differentiate = differentiate
-        self.batch: Batch | None = None  # the experience of the last evaluation, for a look at what went wrong
         keep_freed_memory()
 
     def __call__(self, points: Tensor) -> Evaluation:
@@ -68,26 +98,41 @@ class FusedEvaluator:
         points = points.detach().requires_grad_()
         bound = self.policy.bind(points)
         batch, episodes = self.collector.collect(bound, points.device)
-        self.batch = batch
-        with torch.set_grad_enabled(self.differentiate):
-            losses = self.agent.loss(bound, batch)
-        if not self.differentiate:
-            return Evaluation(torch.zeros_like(points), losses, episodes)
+        losses = self.agent.loss(bound, batch)
         (gradients,) = torch.autograd.grad(losses.total.sum(), points)
-        return Evaluation(gradients, losses._replace(total=losses.total.detach()), episodes)
+        losses = losses._replace(total=losses.total.detach())
+        return Evaluation(gradients, losses, episodes, batch, self.collector.broken, math.prod(self.collector.shape))
 
-    def objective(self) -> Objective:
-        """What is optimized, for bases that look at the batch of one point, as `point_batch` gives it."""
-        return Objective(self._loss, self.policy.policy, lambda batch: batch.obs[0].flatten(0, 1))
+    @property
+    def normalizer(self) -> Normalizer:
+        """The statistics of the collector."""
+        return self.collector.normalizer
 
-    def point_batch(self, point: int) -> Batch:
-        """The last evaluation's experience of one point, ``[1, T, E, …]``."""
-        assert self.batch is not None, "there was an evaluation"
-        return Batch(*(values[point : point + 1] for values in self.batch))
+    @property
+    def description(self) -> str:
+        """What the environments are."""
+        return describe_backend(self.collector.envs)
 
-    def _loss(self, point: Tensor, batch: Batch) -> Tensor:
-        """The loss of one parameter set ``[d]``, through operations that `torch.func` can differentiate."""
-        return self.agent.loss(self.policy.bind(point[None], transforms=True), batch).total[0]
+    @property
+    def is_exact(self) -> bool:
+        """Whether the environments give their state away, as the native ones do."""
+        return isinstance(self.collector.envs, NativeVectorEnv)
+
+    def end_iteration(self) -> None:
+        """Update the statistics."""
+        self.normalizer.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Random numbers and environments."""
+        return self.collector.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.collector.load_state_dict(state)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.collector.envs.close()
 
 
 def keep_freed_memory() -> None:

@@ -12,16 +12,16 @@ from typing import Any, Final
 
 from torch import nn
 
+from .agents import Agent
 from .checkpoints import load_checkpoint, save_checkpoint
 from .config import TrainConfig, load_config
-from .envs import NativeVectorEnv, describe_backend
 from .errors import NumericalError, ResumeWarning, RunFolderError
 from .interrupts import StopRequest, stop_on_interrupt
 from .logs import ProgressBar, RunLog
 from .normalization import Normalizer
 from .restore import restore, total_iterations
 from .runs import check_settings, describe_network, locked, make_run_folder
-from .training import Trainer
+from .training import EvaluatorFactory, Trainer, fuse
 
 MOST_SECONDS: Final = 60.0  # of work lost at most, besides checkpoint_freq iterations
 
@@ -119,7 +119,7 @@ class Recorder:
                 started = time.perf_counter()
                 content = {
                     "policy": trainer.policy.state_dict(),
-                    "normalizer": trainer.normalizer.state_dict(),
+                    "normalizer": trainer.evaluator.normalizer.state_dict(),
                     "iteration": trainer.iteration,
                     "return": mean_return,
                 }
@@ -143,7 +143,12 @@ def origin(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def train(config: TrainConfig, policy: nn.Module | None = None) -> TrainResult:
+def train(
+    config: TrainConfig,
+    policy: nn.Module | None = None,
+    agent: Agent | None = None,
+    evaluator: EvaluatorFactory = fuse,
+) -> TrainResult:
     """Train a policy and write its run folder.
 
     Ctrl-C and SIGTERM end the run after the iteration under way; it is saved and can be resumed. Points with NaN or
@@ -153,6 +158,8 @@ def train(config: TrainConfig, policy: nn.Module | None = None) -> TrainResult:
     Args:
         config: the options.
         policy: a network of the user's own, see `StackedPolicy`; by default an `MlpPolicy`.
+        agent: an agent of the user's own, in place of ``config.algo``.
+        evaluator: makes an evaluator of the user's own, from the arguments of `fuse`.
 
     Raises:
         ConfigError: an option, the task or its spaces cannot be used; no run folder is made then.
@@ -160,7 +167,7 @@ def train(config: TrainConfig, policy: nn.Module | None = None) -> TrainResult:
         NumericalError: more than ``max_bad_iterations`` bad iterations in a row.
     """
     with ExitStack() as stack:
-        trainer = Trainer(config, policy)
+        trainer = Trainer(config, policy, agent, evaluator)
         stack.callback(trainer.close)
         run_dir = make_run_folder(config)
         if run_dir is not None:
@@ -171,7 +178,13 @@ def train(config: TrainConfig, policy: nn.Module | None = None) -> TrainResult:
         return _loop(trainer, recorder)
 
 
-def resume(run_dir: str | Path, iterations: int | None = None, policy: nn.Module | None = None) -> TrainResult:
+def resume(
+    run_dir: str | Path,
+    iterations: int | None = None,
+    policy: nn.Module | None = None,
+    agent: Agent | None = None,
+    evaluator: EvaluatorFactory = fuse,
+) -> TrainResult:
     """Go on with a run that was interrupted, killed, or is to have more iterations, from its last checkpoint.
 
     With natively vectorised tasks the run goes on bit for bit as if it had never stopped. A run that was stopped before
@@ -181,7 +194,7 @@ def resume(run_dir: str | Path, iterations: int | None = None, policy: nn.Module
         run_dir: the run folder.
         iterations: sequential iterations in all, at least as many as before. A learning rate that falls linearly
             falls to zero at the new number.
-        policy: the network of the user's own that the run was started with, if it was.
+        policy, agent, evaluator: those of the user's own that the run was started with, if it was.
 
     Raises:
         RunFolderError: the folder holds no run that could go on, or another process is at it.
@@ -201,7 +214,7 @@ def resume(run_dir: str | Path, iterations: int | None = None, policy: nn.Module
         if content is not None:
             check_settings(path, content, config)
         total = total_iterations(path, content, config.iterations, iterations)
-        trainer = Trainer(dataclasses.replace(config, iterations=total), policy)
+        trainer = Trainer(dataclasses.replace(config, iterations=total), policy, agent, evaluator)
         stack.callback(trainer.close)
         if content is not None:
             restore(trainer, path, content)
@@ -228,8 +241,7 @@ def _check_run_folder(run_dir: Path) -> None:
 
 
 def _warn_of_new_episodes(trainer: Trainer) -> None:
-    envs = trainer.evaluator.collector.envs
-    if not isinstance(envs, NativeVectorEnv):
+    if not trainer.evaluator.is_exact:
         warnings.warn(
             f"{trainer.config.env} does not give its state away: all episodes start anew, so the run goes on, but not "
             "bit for bit",
@@ -239,8 +251,9 @@ def _warn_of_new_episodes(trainer: Trainer) -> None:
 
 
 def _result(trainer: Trainer, run_dir: Path | None) -> TrainResult:
-    backend = describe_backend(trainer.evaluator.collector.envs)
-    return TrainResult(trainer.policy, trainer.normalizer, run_dir, backend, iterations=trainer.iteration)
+    evaluator = trainer.evaluator
+    backend = evaluator.description
+    return TrainResult(trainer.policy, evaluator.normalizer, run_dir, backend, iterations=trainer.iteration)
 
 
 def _loop(trainer: Trainer, recorder: Recorder) -> TrainResult:

@@ -199,24 +199,26 @@ class OptEx(Optimizer):
         return self._engine.ask()
 
     @torch.no_grad()
-    def tell(self, gradients: Tensor, losses: Tensor | None = None, usable: Tensor | None = None) -> None:
+    def tell(
+        self, gradients: Tensor, losses: Tensor | None = None, usable: Tensor | None = None, *, move: bool = True
+    ) -> None:
         """Take the true gradients at the points of `ask` and move the parameters to the next iterate.
-
-        If the parameters were moved since `ask`, the pairs enter the history and the parameters stay where they are.
 
         Args:
             gradients: ``[N, d]``.
             losses: ``[N]``; needed by the selection ``"loss"``.
             usable: mask ``[N]``; what was told of the other points, NaN for instance, is left out: they do not enter
                 the history, and the step is made from those that remain. All by default.
+            move: False where somebody else moves the parameters: then the pairs only enter the history.
 
         Raises:
-            ConfigError: `ask` was not called, its points were changed in place, or the shapes are not those.
+            ConfigError: `ask` was not called, its points were changed in place, the parameters were moved since, or the
+                shapes are not those.
             NonFiniteError: a gradient or loss to be used is NaN or infinite, or no point is usable; nothing was
                 changed. Or the step would make parameters NaN or infinite; parameters and state are as before it.
             NotPositiveDefiniteError: the kernel matrix cannot be factorised; parameters and state are as before.
         """
-        self._engine.tell(gradients, losses, usable=usable)
+        self._engine.tell(gradients, losses, usable=usable, move=move)
         self._opt_called = True  # to a learning-rate scheduler this was the step it waits for
 
     @torch.no_grad()

@@ -86,7 +86,7 @@ def restore_policy(
     Raises:
         RunFolderError: the checkpoint holds another network, or is not built as it must be.
     """
-    policy, normalizer = build_policy(config, envs), build_normalizer(config, envs)
+    policy, normalizer = build_policy(config, config.make_agent()), build_normalizer(config, envs)
     check_network(path, content, policy)
     try:
         policy.load_state_dict(content["policy"])
@@ -108,7 +108,7 @@ def _check_numbers(path: Path, content: dict[str, Any]) -> None:
             raise RunFolderError(f"{path}.{name} must be a number of at least 0, it is {value}")
     for entry in content["episodes"]["window"]:
         check_like(f"{path}.episodes.window", entry, [0.0, 0])
-    for name in ("policy", "optimizer", "critic", "normalizer", "collector"):
+    for name in ("policy", "optimizer", "critic", "normalizer", "evaluator"):
         _check_finite(f"{path}.{name}", content[name])
 
 

@@ -40,15 +40,16 @@ class Rollout(NamedTuple):
     episodes: list[Episode]
 
 
-def spawn_seeds(seed: int, stream: int, count: int) -> list[int]:
+def spawn_seeds(seed: int, stream: int, count: int, first: int = 0) -> list[int]:
     """``count`` independent seeds; the i-th is the same whatever ``count`` is, so point i does not depend on N.
 
     Args:
         seed: the seed of the run.
         stream: which use the numbers are for; different streams are independent.
         count: how many.
+        first: number of the first one.
     """
-    sequences = (np.random.SeedSequence(seed, spawn_key=(stream, i)) for i in range(count))
+    sequences = (np.random.SeedSequence(seed, spawn_key=(stream, i)) for i in range(first, first + count))
     return [int(sequence.generate_state(1)[0]) for sequence in sequences]
 
 
@@ -65,6 +66,7 @@ class Collector:
         normalizer: what brings observations and rewards to a common scale; by default they stay as they are. It is
             frozen here: its owner updates it between collections.
         noise_repeat: steps for which the random numbers of the actions are held.
+        first_point: number of the first of the N points among those of the run, which decides its random numbers.
 
     Raises:
         ConfigError: N does not divide the number of sub-environments, or they do not reset in the same step.
@@ -78,6 +80,7 @@ class Collector:
         seed: int,
         normalizer: Normalizer | None = None,
         noise_repeat: int = 1,
+        first_point: int = 0,
     ) -> None:
         if envs.num_envs % num_points:
             raise ConfigError(f"the number of environments must be a multiple of {num_points}, got {envs.num_envs}")
@@ -87,8 +90,10 @@ class Collector:
             )
         self.envs = envs
         self.shape = (num_points, n_steps, envs.num_envs // num_points)
-        self.generators = [np.random.default_rng(s) for s in spawn_seeds(seed, 1, num_points)]
-        seeds: Any = spawn_seeds(seed, 0, num_points)  # one for each point, where Gymnasium's signature has one for all
+        self.generators = [np.random.default_rng(s) for s in spawn_seeds(seed, 1, num_points, first_point)]
+        seeds: Any = spawn_seeds(
+            seed, 0, num_points, first_point
+        )  # one for each point, where Gymnasium's signature has one for all
         obs, _ = envs.reset(seed=seeds)
         self._obs = self._encode(obs)  # not normalised
         self.broken = np.zeros(envs.num_envs, np.bool_)

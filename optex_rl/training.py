@@ -3,66 +3,83 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from .agents import PPO, AgentLosses, MlpPolicy, make_agent, observation_size
+from .agents import Agent, AgentLosses, Batch, MlpPolicy, StackedPolicy, observation_size
 from .bases import fused_kwargs, make_base
 from .config import TrainConfig
 from .envs import make_vec
-from .epochs import CriticUpdates, Epochs
+from .epochs import CriticUpdates
 from .errors import ConfigError, NotPositiveDefiniteError, NumericalError, NumericalWarning
-from .evaluation import FusedEvaluator, evaluate_policy
+from .evaluation import Evaluation, Evaluator, FusedEvaluator, evaluate_policy
 from .flat import FlatBase
 from .logs import EpisodeStatistics
 from .normalization import Normalizer
-from .objective import RefreshedBase
+from .objective import Objective, RefreshedBase
 from .optimizer import OptEx
 from .rollout import Collector, spawn_seeds
 from .trouble import TroubleLog, describe, find_trouble, gather_evidence
 
+EvaluatorFactory: TypeAlias = Callable[[TrainConfig, Agent, nn.Module, Sequence[nn.Parameter]], Evaluator]
+
+
+def fuse(config: TrainConfig, agent: Agent, policy: nn.Module, shared: Sequence[nn.Parameter]) -> Evaluator:
+    """The evaluator in the process, which steps all environments at once.
+
+    Args:
+        config: the options.
+        agent: gives the loss.
+        policy: the network; only its architecture is used.
+        shared: the parameters of the network that all points have in common, at the values of each call.
+    """
+    envs = make_vec(config.env, config.num_points * config.envs_per_point)
+    normalizer = build_normalizer(config, envs)
+    collector = Collector(envs, config.num_points, config.n_steps, config.seed, normalizer, config.noise_repeat)
+    return FusedEvaluator(policy, agent, collector, shared)
+
 
 class Trainer:
-    """Wires the rooms together: environments, agent, optimizer; one call of `iterate` is one sequential iteration.
+    """Wires the rooms together: evaluator, agent, optimizer; one call of `iterate` is one sequential iteration.
 
     Args:
         config: the options.
         policy: a network of the user's own, see `StackedPolicy`; by default an `MlpPolicy`.
+        agent: an agent of the user's own; by default the one that ``config.algo`` names.
+        make_evaluator: gives what evaluates the points; by default the fused evaluator in the process.
 
     Raises:
         ConfigError: an option, the task or its spaces cannot be used.
     """
 
-    def __init__(self, config: TrainConfig, policy: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: nn.Module | None = None,
+        agent: Agent | None = None,
+        make_evaluator: EvaluatorFactory = fuse,
+    ) -> None:
         self.config = config
-        agent = make_agent(config.algo, **config.agent_options())
-        envs = make_vec(config.env, config.num_points * config.envs_per_point)
-        policy = build_policy(config, envs) if policy is None else policy
+        self.agent = agent = config.make_agent() if agent is None else agent
+        policy = build_policy(config, agent) if policy is None else policy
         self.policy = policy.to(config.device)
-        kwargs = fused_kwargs(config.optimizer)
         groups, critic = split_critic(policy) if config.n_critic_updates else (parameter_groups(policy), [])
-        base = make_base(config.optimizer, groups, config.learning_rate, kwargs)
+        base = make_base(config.optimizer, groups, config.learning_rate, fused_kwargs(config.optimizer))
         self.optimizer = OptEx.wrap(base, **asdict(config.optex_options()))
-        self.normalizer = build_normalizer(config, envs)
-        collector = Collector(
-            envs, config.num_points, config.n_steps, config.seed, self.normalizer, config.noise_repeat
-        )
-        # With one point nobody needs the gradient where PPO's epochs begin.
-        only_epochs = isinstance(agent, PPO) and config.num_points == 1
-        self.evaluator = FusedEvaluator(policy, agent, collector, differentiate=not only_epochs, shared=critic)
-        self.critic = CriticUpdates(agent, self.evaluator.policy, critic, config) if critic else None
-        self.epochs: Epochs | None = None
-        if isinstance(agent, PPO):
-            flat = FlatBase(base, config.max_grad_norm)
-            self.epochs = Epochs(agent, self.evaluator.policy, flat, spawn_seeds(config.seed, 4, 1)[0])
+        stacked = StackedPolicy(policy, shared=critic)
+        self.critic = CriticUpdates(agent, stacked, critic, config) if critic else None
+        iterate = FlatBase(base, config.max_grad_norm)
+        self.update = agent.make_update(stacked, iterate, spawn_seeds(config.seed, 4, 1)[0])
         if isinstance(base, RefreshedBase):
-            base.bind(self.evaluator.objective())
+            base.bind(build_objective(agent, stacked))
+        self.evaluator = make_evaluator(config, agent, policy, critic)
         self.episodes = EpisodeStatistics()
         self.trouble = TroubleLog(config.max_bad_iterations)
         self.iteration = 0
@@ -85,24 +102,23 @@ class Trainer:
         if self.critic is not None:
             self.critic.set_learning_rate(self.config.critic_learning_rate * schedule)
         for _ in range(self.config.evaluations):
-            losses = self._evaluate_and_step()
-            self.normalizer.update()  # after each evaluation, so that target stays vanilla with fewer reports
+            report = self._evaluate_and_step()
+            self.evaluator.end_iteration()  # after each evaluation, so that target stays vanilla with fewer reports
         self.iteration += 1
-        parts = losses._asdict().items()
         return {
             "time/env_steps": self.env_steps,
             **self.episodes.metrics(),
             "train/learning_rate": learning_rate,
-            **{f"train/{name}": float(value.mean()) for name, value in parts if name != "total"},
+            **{f"train/{name}": value for name, value in report.items()},
             "train/dropped_points": self.trouble.dropped - dropped,
             **{f"optex/{name}": value for name, value in self.optimizer.statistics.items()},
         }
 
-    def _evaluate_and_step(self) -> AgentLosses:
-        """Evaluate and step, again with new samples where numerical trouble allows no step; losses of usable points."""
+    def _evaluate_and_step(self) -> dict[str, float]:
+        """Evaluate and step, again with new samples where numerical trouble allows no step; what is to be logged."""
         while True:
             try:
-                losses = self._attempt()
+                report = self._attempt()
             except NotPositiveDefiniteError as error:
                 self.trouble.bad(self.iteration + 1, error)
                 self.optimizer.reset_history()  # the same history would give the same matrix
@@ -111,58 +127,53 @@ class Trainer:
                     raise
                 self.trouble.bad(self.iteration + 1, error, {"policy": self.policy.state_dict()})
             else:
-                if losses is not None:
-                    return losses
+                if report is not None:
+                    return report
 
-    def _attempt(self) -> AgentLosses | None:
+    def _attempt(self) -> dict[str, float] | None:
         """One evaluation, and the step from its usable points; None if no point is usable."""
         points = self.optimizer.ask()
-        gradients, losses, episodes = self.evaluator(points)
-        self.episodes.add(episodes)
-        self.env_steps += int(np.prod(self.evaluator.collector.shape))
-        reasons = find_trouble(gradients, losses.total, self.evaluator.collector.broken)
+        evaluation = self.evaluator(points)
+        self.episodes.add(evaluation.episodes)
+        self.env_steps += evaluation.samples
+        reasons = find_trouble(evaluation.gradients, evaluation.losses.total, evaluation.broken)
         if not reasons:
-            losses = self._step(points, gradients, losses)
+            report = self._step(points, evaluation)
             self.trouble.good()
-            return losses
-        evidence = gather_evidence(reasons, points, gradients, losses, self.evaluator.batch)
-        self.trouble.bad(self.iteration + 1, describe(reasons), evidence)
+            return report
+        self.trouble.bad(self.iteration + 1, describe(reasons), gather_evidence(reasons, points, evaluation))
         self.trouble.dropped += len(reasons)
         usable = torch.tensor([point not in reasons for point in range(len(points))])
-        if not usable.any():
-            return None
-        return self._step(points, gradients, losses, usable)
+        return self._step(points, evaluation, usable) if usable.any() else None
 
-    def _step(
-        self, points: Tensor, gradients: Tensor, losses: AgentLosses, usable: Tensor | None = None
-    ) -> AgentLosses:
-        """Move to the next iterate by the optimizer, or by PPO's epochs; the losses to report."""
-        told = losses.total
+    def _step(self, points: Tensor, evaluation: Evaluation, usable: Tensor | None = None) -> dict[str, float]:
+        """Move to the next iterate, by the agent's update or the optimizer; what is to be logged."""
+        losses, batch, told = evaluation.losses, evaluation.batch, evaluation.losses.total
+        collected = points
         if usable is not None:
-            losses = AgentLosses(*(value[usable] for value in losses))
-        self._refresh(0 if usable is None else int(usable.int().argmax()))
-        batch = self.evaluator.batch
-        assert batch is not None, "there was an evaluation"
-        if self.epochs is not None:
-            losses = self.epochs(points, batch, usable)
-        with nullcontext() if self.critic is None else self.critic.fitted(points, batch, usable):
-            self.optimizer.tell(gradients, told, usable)  # after epochs it only remembers: the parameters have moved
-        return losses
+            losses, batch, collected = AgentLosses(*(part[usable] for part in losses)), batch.at(usable), points[usable]
+        self._refresh(batch)
+        report = {name: float(part.mean()) for name, part in losses._asdict().items() if name != "total"}
+        if self.update is not None:
+            report |= self.update(collected, batch)
+        with nullcontext() if self.critic is None else self.critic.fitted(collected, batch):
+            self.optimizer.tell(evaluation.gradients, told, usable, move=self.update is None)
+        return report
 
-    def _refresh(self, point: int) -> None:
+    def _refresh(self, batch: Batch) -> None:
         """Let the base look at the batch of a point: the iterate, or the first usable one."""
         base = self.optimizer.base
         if isinstance(base, RefreshedBase):
             # The steps so far number the attempts, so that a resumed run draws what the uninterrupted one does.
             seed = np.random.SeedSequence(self.config.seed, spawn_key=(4, self.env_steps)).generate_state(1)[0]
-            base.refresh(self.evaluator.point_batch(point), torch.Generator().manual_seed(int(seed)))
+            base.refresh(batch.at(slice(0, 1)), torch.Generator().manual_seed(int(seed)))
 
     def evaluate(self) -> float:
         """Mean return of the policy's most likely actions over ``eval_episodes`` episodes, the same ones every time."""
         if self._evaluation_envs is None:
             self._evaluation_envs = make_vec(self.config.env, self.config.eval_episodes)
         seed = spawn_seeds(self.config.seed, 3, 1)[0]
-        returns = evaluate_policy(self.policy, self._evaluation_envs, seed, self.normalizer)
+        returns = evaluate_policy(self.policy, self._evaluation_envs, seed, self.evaluator.normalizer)
         bad = [number for number, value in enumerate(returns) if not np.isfinite(value)]
         if bad:
             text = f"the returns of evaluation episodes {', '.join(map(str, bad))} are not finite"
@@ -182,11 +193,11 @@ class Trainer:
         return {
             "policy": self.policy.state_dict(),
             "optimizer": optimizer,
-            "normalizer": self.normalizer.state_dict(),
-            "collector": self.evaluator.collector.state_dict(),
+            "normalizer": self.evaluator.normalizer.state_dict(),
+            "evaluator": self.evaluator.state_dict(),
             "episodes": self.episodes.state_dict(),
             "trouble": self.trouble.state_dict(),
-            "epochs": None if self.epochs is None else self.epochs.state_dict(),
+            "update": None if self.update is None else self.update.state_dict(),
             "critic": None if self.critic is None else self.critic.state_dict(),
             "iteration": self.iteration,
             "env_steps": self.env_steps,
@@ -197,12 +208,12 @@ class Trainer:
         """Go on from `state_dict`."""
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.normalizer.load_state_dict(state["normalizer"])
-        self.evaluator.collector.load_state_dict(state["collector"])
+        self.evaluator.normalizer.load_state_dict(state["normalizer"])
+        self.evaluator.load_state_dict(state["evaluator"])
         self.episodes.load_state_dict(state["episodes"])
         self.trouble.load_state_dict(state["trouble"])
-        if self.epochs is not None:
-            self.epochs.load_state_dict(state["epochs"])
+        if self.update is not None:
+            self.update.load_state_dict(state["update"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
         self.iteration, self.env_steps = state["iteration"], state["env_steps"]
@@ -210,22 +221,33 @@ class Trainer:
 
     def close(self) -> None:
         """Close the environments."""
-        self.evaluator.collector.envs.close()
+        self.evaluator.close()
         if self._evaluation_envs is not None:
             self._evaluation_envs.close()
 
 
-def build_policy(config: TrainConfig, envs: VectorEnv[Any, Any, Any]) -> MlpPolicy:
+def build_policy(config: TrainConfig, agent: Agent) -> MlpPolicy:
     """The network that the options describe, freshly initialised from the seed of the run."""
+    with closing(make_vec(config.env, 1)) as envs:
+        observations, actions = envs.single_observation_space, envs.single_action_space
     return MlpPolicy(
-        envs.single_observation_space,
-        envs.single_action_space,
+        observations,
+        actions,
         net_arch=config.net_arch,
         activation=config.activation,
-        critic=make_agent(config.algo, **config.agent_options()).needs_critic,
+        critic=agent.needs_critic,
         log_std_init=config.log_std_init,
         generator=torch.Generator().manual_seed(spawn_seeds(config.seed, 2, 1)[0]),
     )
+
+
+def build_objective(agent: Agent, policy: StackedPolicy) -> Objective:
+    """The agent's loss on the batch of one point, ``[1, T, E, …]``, for bases that need more of it than gradients."""
+
+    def loss(point: Tensor, batch: Batch) -> Tensor:
+        return agent.loss(policy.bind(point[None], transforms=True), batch).total[0]
+
+    return Objective(loss, policy.policy, lambda batch: batch.obs[0].flatten(0, 1))
 
 
 def build_normalizer(config: TrainConfig, envs: VectorEnv[Any, Any, Any]) -> Normalizer:

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .agents import AgentLosses, Batch
 from .checkpoints import save_checkpoint
 from .errors import NonFiniteError, NumericalError
+from .evaluation import Evaluation
 
 MOST_FILES: Final = 5  # trouble_ITERATION.pt in a run folder
 
@@ -130,17 +130,14 @@ def describe(reasons: dict[int, str]) -> NonFiniteError:
     return NonFiniteError(f"not finite: {parts}")
 
 
-def gather_evidence(
-    reasons: dict[int, str], points: Tensor, gradients: Tensor, losses: AgentLosses, batch: Batch | None
-) -> dict[str, Any]:
+def gather_evidence(reasons: dict[int, str], points: Tensor, evaluation: Evaluation) -> dict[str, Any]:
     """What there is to see of the bad points: parameters, gradients, losses, and the experience they come from."""
     rows = torch.tensor(list(reasons))
-    experience = {} if batch is None else batch._asdict()
     return {
         "points": rows,
         "reasons": list(reasons.values()),
         "parameters": points[rows].cpu(),
-        "gradients": gradients[rows].cpu(),
-        "losses": {name: value[rows].cpu() for name, value in losses._asdict().items()},
-        "batch": {name: value[rows].cpu() for name, value in experience.items()},
+        "gradients": evaluation.gradients[rows].cpu(),
+        "losses": {name: value[rows].cpu() for name, value in evaluation.losses._asdict().items()},
+        "batch": {name: value[rows].cpu() for name, value in evaluation.batch._asdict().items()},
     }

@@ -61,13 +61,13 @@ def test_files_without_a_footer_are_refused(tmp_path: Path, content: object) -> 
 
 
 def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(tmp_path / "inside.pt", {"version": 4})
-    with pytest.raises(RunFolderError, match=r"is no checkpoint of optex-rl, version 3$"):
+    save_checkpoint(tmp_path / "inside.pt", {"version": 3})
+    with pytest.raises(RunFolderError, match=r"is no checkpoint of optex-rl, version 4$"):
         load_checkpoint(tmp_path / "inside.pt")
     monkeypatch.setattr(checkpoints, "FORMAT_VERSION", 7)
     save_checkpoint(tmp_path / "c.pt", {})
     monkeypatch.undo()
-    with pytest.raises(RunFolderError, match="is no checkpoint of optex-rl, version 3, but of version 7"):
+    with pytest.raises(RunFolderError, match="is no checkpoint of optex-rl, version 4, but of version 7"):
         load_checkpoint(tmp_path / "c.pt")
 
 

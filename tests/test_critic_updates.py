@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector
 
 from optex_rl import ConfigError, NonFiniteError, OptEx, RunFolderError, TrainConfig, resume, train
-from optex_rl.agents import ActorCritic, Batch, MlpPolicy, Reinforce, StackedPolicy
+from optex_rl.agents import ActorCritic, Batch, BoundPolicy, MlpPolicy, Reinforce, StackedPolicy
 from optex_rl.checkpoints import save_checkpoint
 from optex_rl.rollout import spawn_seeds
 from optex_rl.training import Trainer
@@ -37,9 +37,13 @@ def parts(policy: nn.Module) -> tuple[Tensor, Tensor]:
 def collected(made: Trainer) -> tuple[Tensor, Batch]:
     """Points, and what was collected at them."""
     points = made.optimizer.ask()
-    made.evaluator(points)
-    assert made.evaluator.batch is not None
-    return points, made.evaluator.batch
+    return points, made.evaluator(points).batch
+
+
+def bind(made: Trainer, points: Tensor) -> BoundPolicy:
+    """The actors at ``points``, with the critic that they share."""
+    assert isinstance(made.policy, MlpPolicy)
+    return StackedPolicy(made.policy, shared=dict(made.policy.parameter_groups())["critic"]).bind(points)
 
 
 class Custom(MlpPolicy):
@@ -98,7 +102,7 @@ def test_the_passes_are_those_of_a_plain_loop(algo: str, usable: list[bool] | No
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
     plain_loop(made, batch.obs[rows].flatten(0, 2), targets[rows].flatten(), optimizer, net)
     assert made.critic is not None
-    with made.critic.fitted(points, batch, None if usable is None else torch.tensor(usable)):
+    with made.critic.fitted(points[rows], batch.at(torch.tensor(rows))):
         pass
     torch.testing.assert_close(parts(made.policy)[1], parameters_to_vector(net.parameters()).detach())
 
@@ -107,7 +111,7 @@ def test_targets_of_reinforce_are_returns() -> None:
     """Discounted sums, by a loop from the end of each window; no time limit ends an episode in 16 steps."""
     made = trainer(algo="reinforce", parallelism=1)
     points, batch = collected(made)
-    bound = made.evaluator.policy.bind(points)
+    bound = bind(made, points)
     targets = Reinforce().targets(bound, batch)
     assert not batch.truncated.any()
     ends = {int(row): k for k, row in enumerate(batch.final_index[0]) if row >= 0}
@@ -132,10 +136,10 @@ def test_the_critic_learns_and_the_optimizer_moves_the_actor_alone() -> None:
     assert still.critic is not None
 
     def error() -> float:
-        values = still.evaluator.policy.bind(points).critic(batch.obs.flatten(1, 2))
+        values = bind(still, points).critic(batch.obs.flatten(1, 2))
         return float((values - targets.flatten(1)).square().mean().detach())
 
-    targets = still.critic.agent.targets(still.evaluator.policy.bind(points), batch)
+    targets = still.critic.agent.targets(bind(still, points), batch)
     before = error()
     with still.critic.fitted(points, batch):
         assert error() < 0.9 * before
@@ -170,16 +174,16 @@ def test_trouble_in_the_step_takes_the_critic_back(monkeypatch: pytest.MonkeyPat
     before, state = parts(made.policy), copy.deepcopy(made.critic.base.base.state_dict())
     tell, seen = OptEx.tell, []
 
-    def failing(self: OptEx, *arguments: Any) -> None:
+    def failing(self: OptEx, *arguments: Any, **more: Any) -> None:
         seen.append(parts(made.policy)[1])
         if len(seen) == 1:
             raise NonFiniteError("no step")
-        tell(self, *arguments)
+        tell(self, *arguments, **more)
 
     monkeypatch.setattr(OptEx, "tell", failing)
     points, _ = collected(made)
     with pytest.raises(NonFiniteError, match="no step"):
-        made._step(points, torch.zeros_like(points), made.evaluator(points).losses)
+        made._step(points, made.evaluator(points))
     assert not torch.equal(seen[0], before[1])  # it had been fitted
     assert torch.equal(parts(made.policy)[1], before[1])
     after = made.critic.base.base.state_dict()["state"]
@@ -272,8 +276,8 @@ def test_a_policy_must_name_its_critic() -> None:
         ({"n_critic_updates": -1}, "n_critic_updates must be a whole number of at least 0, got -1"),
         ({"critic_learning_rate": -1.0}, "critic_learning_rate must be a number of at least 0, got -1.0"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
-        ({"algo": "ppo"}, "n_critic_updates must be 0 with ppo, got 2: use a2c"),
-        ({"algo": "reinforce", "baseline": False}, "n_critic_updates must be 0 with reinforce without baseline"),
+        ({"algo": "ppo"}, "n_critic_updates must be 0, got 2: the critic of ppo"),
+        ({"algo": "reinforce", "baseline": False}, "n_critic_updates must be 0, got 2: the critic of reinf"),
     ],
 )
 def test_bad_values(options: dict[str, Any], message: str) -> None:

@@ -51,12 +51,11 @@ def test_gradient_is_that_of_the_loss_on_the_batch(env_id: str, normalize: bool)
     points = 0.3 * torch.randn(3, evaluator.policy.num_parameters, generator=torch.Generator().manual_seed(1))
     evaluator(points)
     evaluator.collector.normalizer.update()
-    gradients = evaluator(points).gradients
+    evaluation = evaluator(points)
     points.requires_grad_()
-    assert evaluator.batch is not None
-    losses = evaluator.agent.loss(evaluator.policy.bind(points), evaluator.batch)
+    losses = evaluator.agent.loss(evaluator.policy.bind(points), evaluation.batch)
     (expected,) = torch.autograd.grad(losses.total.sum(), points)
-    assert (gradients - expected).norm() < 1e-5 * expected.norm()
+    assert (evaluation.gradients - expected).norm() < 1e-5 * expected.norm()
 
 
 FAULTS = """

@@ -192,7 +192,7 @@ def test_episode_statistics_are_raw() -> None:
 def test_a_saved_normalising_trainer_goes_on_exactly(tmp_path: Path, method: str) -> None:
     options = config(env="Pendulum-v1", method=method, iterations=6, noise_repeat=3, **BOTH)
     whole, second = whole_and_resumed(options, tmp_path / "state.pt")
-    assert np.array_equal(second.normalizer.obs_moments.var, whole.normalizer.obs_moments.var)
+    assert np.array_equal(second.evaluator.normalizer.obs_moments.var, whole.evaluator.normalizer.obs_moments.var)
     assert second.evaluate() == whole.evaluate()
 
 

@@ -374,7 +374,8 @@ def test_what_is_computed_with_the_points_does_not_touch_the_optimizer() -> None
 
 
 @pytest.mark.parametrize("N", [1, 4])
-def test_tell_after_a_move_records_the_pairs_and_leaves_the_parameters(N: int) -> None:
+def test_tell_without_a_move_records_the_pairs_and_leaves_the_parameters(N: int) -> None:
+    """Wherever somebody else has moved them to; that a step begins elsewhere than it was asked for is an error."""
     problem = Problem()
     optimizer = CASES["Adam"].optex(problem, parallelism=N)
     for _ in range(3):
@@ -385,7 +386,9 @@ def test_tell_after_a_move_records_the_pairs_and_leaves_the_parameters(N: int) -
         problem.second.add_(0.1)
     place = problem.point()
     gradients, losses = problem.evaluate(points)
-    optimizer.tell(gradients, losses)
+    with pytest.raises(ConfigError, match="the parameters were moved since ask"):
+        optimizer.tell(gradients, losses)
+    optimizer.tell(gradients, losses, move=False)
     assert torch.equal(problem.point(), place)
     assert same(optimizer.base.state_dict(), state)
     if N > 1:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from optex_rl import ConfigError, NonFiniteError, TrainConfig, resume, train
-from optex_rl.agents import PPO, ActorCritic, Rows, make_agent
+from optex_rl.agents import PPO, ActorCritic, Rows, StackedPolicy, make_agent
 from optex_rl.losses import clipped_surrogate_loss, policy_gradient_loss
 from optex_rl.training import Trainer
 
@@ -28,11 +28,8 @@ def trainer(**options: Any) -> Trainer:
 def collected(made: Trainer) -> tuple[Any, Any, Rows]:
     """The policy at the points, the batch that they collect, and its rows."""
     points = made.optimizer.ask()
-    made.evaluator(points)
-    bound, batch = made.evaluator.policy.bind(points), made.evaluator.batch
-    assert batch is not None
-    assert made.epochs is not None
-    return bound, batch, made.epochs.agent.rows(bound, batch)
+    batch, bound = made.evaluator(points).batch, StackedPolicy(made.policy).bind(points)
+    return bound, batch, PPO().rows(bound, batch)
 
 
 def test_surrogate_by_hand() -> None:
@@ -71,15 +68,16 @@ def sb3_loss(agent: PPO, rows: Rows, log_prob: Tensor, values: Tensor, entropy: 
 def test_the_loss_is_that_of_stable_baselines3(env: str) -> None:
     made = trainer(env=env)
     _, _, rows = collected(made)
-    moved = made.optimizer.ask() + 0.1 * torch.randn(
-        1, made.evaluator.policy.num_parameters, generator=torch.Generator().manual_seed(1)
+    here = made.optimizer.ask()
+    bound = StackedPolicy(made.policy).bind(
+        here + 0.1 * torch.randn(here.shape, generator=torch.Generator().manual_seed(1))
     )
-    bound = made.evaluator.policy.bind(moved)
     agent = PPO(ent_coef=0.01)
-    losses, divergence = agent.surrogate(bound, rows)
+    losses, divergence, clipped = agent.surrogate(bound, rows)
     inputs = bound.actor(rows.obs[None])
     log_prob = bound.distribution.log_prob(inputs, rows.actions[None])[0]
-    assert ((log_prob - rows.log_probs).exp() - 1).abs().max() > agent.clip_range  # some are clipped
+    out_of_range = ((log_prob - rows.log_probs).exp() - 1).abs() > agent.clip_range
+    assert clipped == out_of_range.float().mean() > 0
     expected = sb3_loss(agent, rows, log_prob, bound.critic(rows.obs[None])[0], bound.distribution.entropy(inputs)[0])
     torch.testing.assert_close((losses.total[0], divergence), expected)
 
@@ -115,13 +113,14 @@ def test_rows_are_the_windows_of_all_points() -> None:
         torch.testing.assert_close(rows.advantages[row], advantages[n, t, e])
         torch.testing.assert_close(rows.returns[row], (advantages + values)[n, t, e].detach())
     assert not rows.log_probs.requires_grad
-    some = PPO().rows(bound, batch, torch.tensor([True, False, True]))
+    usable = torch.tensor([True, False, True])
+    points = made.optimizer.ask()[usable]
+    some = PPO().rows(StackedPolicy(made.policy).bind(points), batch.at(usable))
     assert torch.equal(some.obs, torch.cat([rows.obs[: T * E], rows.obs[2 * T * E :]]))
 
 
 def count_steps(made: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the minibatches of one iteration."""
-    assert made.epochs is not None
     sizes: list[int] = []
     surrogate = PPO.surrogate
 
@@ -174,16 +173,15 @@ def test_trouble_in_the_epochs_is_taken_back(monkeypatch: pytest.MonkeyPatch) ->
 
     def spoilt(agent: PPO, policy: Any, rows: Rows) -> Any:
         calls.append(len(calls))
-        losses, divergence = surrogate(agent, policy, rows)
-        return losses._replace(total=losses.total * math.nan) if len(calls) == 3 else losses, divergence
+        losses, *distances = surrogate(agent, policy, rows)
+        return losses._replace(total=losses.total * math.nan) if len(calls) == 3 else losses, *distances
 
     monkeypatch.setattr(PPO, "surrogate", spoilt)
     points = made.optimizer.ask()
-    made.evaluator(points)
-    assert made.epochs is not None
-    assert made.evaluator.batch is not None
+    batch = made.evaluator(points).batch
+    assert made.update is not None
     with pytest.raises(NonFiniteError, match="the gradient of a minibatch is not finite"):
-        made.epochs(points, made.evaluator.batch)
+        made.update(points, batch)
     assert torch.equal(made.optimizer.ask(), points)
     calls.clear()
     made.iterate()  # the same again: repeated with new samples

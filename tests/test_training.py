@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from optex_rl import NonFiniteError, RunFolderError, TrainConfig, train
-from optex_rl.agents import Categorical
+from optex_rl.agents import ActorCritic, Categorical
 from optex_rl.checkpoints import load_checkpoint
 from optex_rl.config import METHODS, load_config
 from optex_rl.logs import COLUMNS
@@ -73,7 +73,7 @@ def test_vanilla_is_the_base_optimizer_in_a_plain_loop() -> None:
     parameters = list(trainer.policy.parameters())
     for iteration in range(5):
         adam.param_groups[0]["lr"] = options.learning_rate * (1 - iteration / 5)
-        (gradient,), _, _ = trainer.evaluator(parameters_to_vector(parameters).detach()[None])
+        (gradient,) = trainer.evaluator(parameters_to_vector(parameters).detach()[None]).gradients
         pieces = gradient.split([p.numel() for p in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
@@ -193,20 +193,14 @@ def test_numerical_trouble_is_raised_and_the_state_before_it_is_saved(
 
     def poisoned(self: Trainer) -> dict[str, float]:
         if self.iteration == 2:
-            critic = self.evaluator.agent
-            monkeypatch.setattr(self.evaluator, "agent", Poison(critic))
+            monkeypatch.setattr(self.evaluator, "agent", Poison())
         return trainer_iterate(self)
 
-    class Poison:
+    class Poison(ActorCritic):
         """Gives a loss that is NaN."""
 
-        needs_critic = True
-
-        def __init__(self, agent: Any) -> None:
-            self.agent = agent
-
         def loss(self, policy: Any, batch: Any) -> Any:
-            losses = self.agent.loss(policy, batch)
+            losses = super().loss(policy, batch)
             return losses._replace(total=losses.total * math.nan)
 
     monkeypatch.setattr(Trainer, "iterate", poisoned)

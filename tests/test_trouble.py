@@ -170,7 +170,7 @@ def test_a_native_environment_that_breaks(
     assert saved["points"].tolist() == [1]
     assert saved["reasons"][0].startswith("observations or rewards of its environments 1")
     assert math.isfinite(result.rows[-1]["rollout/cumulative_average_reward"])
-    other = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["collector"]
+    other = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["evaluator"]
     assert other["envs"]["state"].isfinite().all()
     assert other["obs"].isfinite().all()
 
