@@ -13,34 +13,23 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
+from .checkpoints import write_atomically
 from .errors import RunFolderError
 from .rollout import Episode
 
 WINDOW: Final = 100  # episodes in ep_rew_mean, as in stable-baselines3
 
-# The columns of progress.csv and the TensorBoard tags of the same values.
-COLUMNS: Final[dict[str, str]] = {
-    "env_steps": "time/env_steps",
-    "wall_time": "time/wall_time",
-    "episodes": "rollout/episodes",
-    "cumulative_average_reward": "rollout/cumulative_average_reward",
-    "ep_rew_mean": "rollout/ep_rew_mean",
-    "ep_len_mean": "rollout/ep_len_mean",
-    "fps": "time/fps",
-    "learning_rate": "train/learning_rate",
-    "policy_loss": "train/policy_loss",
-    "value_loss": "train/value_loss",
-    "entropy": "train/entropy",
-    "explained_variance": "train/explained_variance",
-    "steps": "optex/steps",
-    "history": "optex/history",
-    "cosine": "optex/cosine",
-    "lengthscale": "optex/lengthscale",
-    "noise": "optex/noise",
-    "variance": "optex/variance",
-    "dropped_points": "train/dropped_points",
-    "eval_return": "eval/mean_reward",
-}
+# The columns of progress.csv to begin with; whatever else is reported gets one when it first is.
+COLUMNS: Final = (
+    *("env_steps", "wall_time", "episodes", "cumulative_average_reward", "ep_rew_mean", "ep_len_mean", "fps"),
+    *("learning_rate", "policy_loss", "value_loss", "entropy", "explained_variance"),
+    *("steps", "history", "cosine", "lengthscale", "noise", "variance", "dropped_points", "eval_return"),
+)
+
+
+def column_of(tag: str) -> str:
+    """The column of progress.csv for a TensorBoard tag: its name in its section."""
+    return "eval_return" if tag == "eval/mean_reward" else tag.partition("/")[2]
 
 
 class EpisodeStatistics:
@@ -92,42 +81,53 @@ class RunLog:
 
     Args:
         run_dir: an existing folder.
-        iteration: sequential iterations done; what is on record of later ones is taken back.
-        position: bytes of progress.csv that belong to them, as `sync` gave them; None for a new log.
+        iteration: sequential iterations done, what is on record of later ones being taken back; None for a new log.
 
     Raises:
-        RunFolderError: the files cannot be written, or progress.csv is not what it was at ``position``.
+        RunFolderError: the files cannot be written, or progress.csv does not hold so many iterations.
     """
 
-    def __init__(self, run_dir: Path, iteration: int = 0, position: int | None = None) -> None:
+    def __init__(self, run_dir: Path, iteration: int | None = None) -> None:
         # Imported here: it takes longer than everything else in the package together.
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._run_dir = run_dir
+        self._run_dir, self._path = run_dir, run_dir / "progress.csv"
         with self._one_sentence():
-            if position is not None:
-                self._take_back(iteration, position)
-            self._file = (run_dir / "progress.csv").open("w" if position is None else "a", newline="")
-            self._rows = csv.writer(self._file)
-            if position is None:
-                self._rows.writerow(["iteration", *COLUMNS])
-                self._file.flush()
+            if iteration is None:
+                self._columns = ["iteration", *COLUMNS]
+                self._path.write_bytes((",".join(self._columns) + "\r\n").encode())
+            else:
+                self._columns = self._take_back(iteration)
+            self._open()
             before = set(run_dir.glob("events.out.tfevents.*"))
-            self._events = SummaryWriter(str(run_dir), purge_step=iteration + 1 if before else None)
+            self._events = SummaryWriter(str(run_dir), purge_step=(iteration or 0) + 1 if before else None)
             self._event_files = set(run_dir.glob("events.out.tfevents.*")) - before
 
-    def _take_back(self, iteration: int, position: int) -> None:
-        """Cut progress.csv to its first ``position`` bytes, which must hold so many iterations."""
-        path = self._run_dir / "progress.csv"
-        whole = path.read_bytes()
-        lines = whole[:position].split(b"\r\n")
-        numbers = [line.split(b",")[0] for line in lines]
-        expected = [b"iteration", *(str(i).encode() for i in range(1, iteration + 1)), b""]
-        complete = position <= len(whole) and numbers == expected
-        if not complete or lines[0].decode(errors="replace").split(",") != ["iteration", *COLUMNS]:
-            raise RunFolderError(f"{path} does not hold the {iteration} iterations that the checkpoint knows of")
-        with path.open("r+b") as file:
-            file.truncate(position)
+    def _open(self) -> None:
+        self._file = self._path.open("a", newline="")
+        self._rows = csv.DictWriter(self._file, self._columns, restval="")
+
+    def _take_back(self, iteration: int) -> list[str]:
+        """Cut progress.csv off after so many iterations; returns its columns."""
+        lines = self._path.read_bytes().split(b"\r\n")
+        kept = lines[: iteration + 1]
+        expected = [b"iteration", *(str(i).encode() for i in range(1, iteration + 1))]
+        columns = kept[0].decode(errors="replace").split(",")
+        if [line.split(b",")[0] for line in kept] != expected or len(lines) == len(kept):
+            raise RunFolderError(f"{self._path} does not hold the {iteration} iterations that the checkpoint knows of")
+        with self._path.open("r+b") as file:
+            file.truncate(sum(len(line) + 2 for line in kept))
+        return columns
+
+    def _extend(self, columns: Sequence[str]) -> None:
+        """Give progress.csv more columns, empty in the rows that it has."""
+        self._file.close()
+        header, *rows = self._path.read_bytes().split(b"\r\n")[:-1]
+        added = "".join(f",{column}" for column in columns).encode()
+        whole = [header + added, *(row + b"," * len(columns) for row in rows), b""]
+        write_atomically(self._path, b"\r\n".join(whole))
+        self._columns += columns
+        self._open()
 
     @contextmanager
     def _one_sentence(self) -> Iterator[None]:
@@ -147,14 +147,17 @@ class RunLog:
             metrics: values by TensorBoard tag.
         """
         known = {tag: value for tag, value in metrics.items() if not math.isnan(value)}
+        row = {"iteration": iteration, **{column_of(tag): value for tag, value in known.items()}}
         with self._one_sentence():
-            self._rows.writerow([iteration, *(known.get(tag, "") for tag in COLUMNS.values())])
+            if not row.keys() <= set(self._columns):
+                self._extend([column for column in row if column not in self._columns])
+            self._rows.writerow(row)
             self._file.flush()
             for tag, value in known.items():
                 self._events.add_scalar(tag, value, iteration)
 
-    def sync(self) -> int:
-        """Bring everything to the disk; returns the size of progress.csv in bytes."""
+    def sync(self) -> None:
+        """Bring everything to the disk."""
         with self._one_sentence():
             self._file.flush()
             self._events.flush()
@@ -162,7 +165,6 @@ class RunLog:
             for path in self._event_files:
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-            return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         """Write out what is pending."""

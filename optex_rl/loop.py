@@ -66,8 +66,7 @@ class Recorder:
     def __init__(self, trainer: Trainer, run_dir: Path | None, saved: dict[str, Any] | None = None) -> None:
         self.trainer, self.run_dir = trainer, run_dir
         trainer.trouble.folder = run_dir
-        position = None if saved is None else saved["csv_bytes"]
-        self._log = None if run_dir is None else RunLog(run_dir, trainer.iteration, position)
+        self._log = None if run_dir is None else RunLog(run_dir, None if saved is None else trainer.iteration)
         self._started = time.perf_counter() - (0.0 if saved is None else saved["wall_time"])
         self._saved_at = time.perf_counter()
         self._saved_iteration = -1 if saved is None else trainer.iteration
@@ -103,8 +102,8 @@ class Recorder:
         if self.run_dir is None or self._log is None:
             return
         started = time.perf_counter()
-        state, counted = self.trainer.state_dict(), self._log.sync()
-        content = {**state, "csv_bytes": counted, "wall_time": self.elapsed(), **origin(self.trainer)}
+        self._log.sync()
+        content = {**self.trainer.state_dict(), "wall_time": self.elapsed(), **origin(self.trainer)}
         save_checkpoint(self.run_dir / "checkpoint.pt", content)
         self._saved_at, self._saved_iteration = time.perf_counter(), self.trainer.iteration
         self.saving += self._saved_at - started

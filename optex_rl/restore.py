@@ -58,7 +58,7 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
         RunFolderError: the checkpoint is from another run, or not built as it must be; the message names the entry.
     """
     check_network(path, content, trainer.policy)
-    template = trainer.state_dict() | {"wall_time": 0.0, "csv_bytes": 0}
+    template = trainer.state_dict() | {"wall_time": 0.0}
     template["optimizer"]["param_groups"] = []  # what they hold depends on whether there was a step: see _check_base
     try:
         for name, like in template.items():
@@ -100,7 +100,7 @@ def restore_policy(
 
 def _check_numbers(path: Path, content: dict[str, Any]) -> None:
     """Refuse counters below zero and times that are none."""
-    counters = {name: content[name] for name in ("iteration", "env_steps", "csv_bytes", "wall_time")}
+    counters = {name: content[name] for name in ("iteration", "env_steps", "wall_time")}
     counters |= {f"trouble.{name}": value for name, value in content["trouble"].items()}
     counters["episodes.count"] = content["episodes"]["count"]
     for name, value in counters.items():

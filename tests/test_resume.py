@@ -52,7 +52,7 @@ def rows_of(run_dir: Path) -> list[dict[str, str]]:
 def state_of(run_dir: Path) -> dict[str, Any]:
     """checkpoint.pt without what differs from run to run."""
     content = load_checkpoint(run_dir / "checkpoint.pt")
-    return {k: v for k, v in content.items() if k not in ("wall_time", "csv_bytes", "iterations")}
+    return {k: v for k, v in content.items() if k not in ("wall_time", "iterations")}
 
 
 def assert_same_runs(a: Path, b: Path) -> None:
