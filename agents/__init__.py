@@ -25,10 +25,12 @@ from .policies import encode_observations as encode_observations
 from .policies import observation_size as observation_size
 from .ppo import PPO as PPO
 from .reinforce import Reinforce as Reinforce
+from .trpo import TRPO as TRPO
 
 __all__ = [
     "AGENTS",
     "PPO",
+    "TRPO",
     "ActionDistribution",
     "ActorCritic",
     "ActorCriticPolicy",
@@ -51,7 +53,7 @@ __all__ = [
     "observation_size",
 ]
 
-AGENTS: Final[dict[str, type[Agent]]] = {"a2c": ActorCritic, "ppo": PPO, "reinforce": Reinforce}
+AGENTS: Final[dict[str, type[Agent]]] = {"a2c": ActorCritic, "ppo": PPO, "reinforce": Reinforce, "trpo": TRPO}
 
 
 def agent_options(name: str) -> list[str]:

@@ -15,8 +15,9 @@ from .agents import AGENTS, Agent, agent_options, make_agent
 from .bases import check_name
 from .checkpoints import write_atomically
 from .errors import ConfigError, RunFolderError
-from .options import BLOCKS, SELECTIONS, OptExOptions, check_at_least, check_choice
+from .options import BLOCKS, OptExOptions, check_at_least, check_choice
 from .predictors import PREDICTORS
+from .selections import SELECTIONS
 from .settings import tuned_options
 
 METHODS: Final = ("vanilla", "data-parallel", "target", "optex")
@@ -62,7 +63,7 @@ class TrainConfig:
     kernel: str = _option("matern52", "kernel of the estimate: matern52, matern32, matern12 or rbf")
     lengthscale: float | str = _option("auto", "length scale: a number, 'median', or 'auto' by evidence")
     noise: float | str = _option("auto", "gradient noise: a number, or 'auto' by evidence")
-    selection: str = _option("refine", "how the next iterate is made from the N evaluations", SELECTIONS)
+    selection: str = _option("refine", "how the next iterate is made from the N evaluations", tuple(SELECTIONS))
     stride: int = _option(1, "base steps from one point to the next")
     predictor: str = _option("posterior", "what stands in for gradients not yet evaluated", tuple(PREDICTORS))
     blocks: str = _option("joint", "one estimate for all parameters, or one for each group (actor, critic)", BLOCKS)
@@ -75,7 +76,14 @@ class TrainConfig:
     clip_range: float = _option(0.2, "how far the probability ratio may leave 1 (ppo)")
     n_epochs: int = _option(10, "passes over the samples of an iteration (ppo)")
     batch_size: int = _option(64, "samples of a minibatch (ppo, and the critic's updates)")
-    target_kl: float | None = _option(None, "end the epochs beyond 1.5 times this divergence; none for no limit (ppo)")
+    target_kl: float | None = _option(
+        None,
+        "limit on the divergence: epochs end beyond 1.5 times it (ppo; none: no limit); of a step (trpo; none: .01)",
+    )
+    cg_max_steps: int = _option(15, "steps of the conjugate gradients (trpo)")
+    cg_damping: float = _option(0.1, "added to the diagonal of the Fisher matrix (trpo)")
+    line_search_shrinking_factor: float = _option(0.8, "of the step from one attempt to the next (trpo)")
+    line_search_max_iter: int = _option(10, "attempts of the line search (trpo)")
     n_critic_updates: int = _option(
         0, "passes of a critic that all points share over the samples of an iteration; 0: it is part of each point"
     )
@@ -157,9 +165,9 @@ class TrainConfig:
         return OptExOptions(parallelism=self.num_points, **options)
 
     def make_agent(self) -> Agent:
-        """The agent that ``algo`` names, its hyper-parameters from the options of the same names."""
-        own = {spec.name for spec in dataclasses.fields(self)}
-        return make_agent(self.algo, **{name: getattr(self, name) for name in agent_options(self.algo) if name in own})
+        """The agent that ``algo`` names, its hyper-parameters from the options of the same names that are not None."""
+        own = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
+        return make_agent(self.algo, **{n: own[n] for n in agent_options(self.algo) if own.get(n) is not None})
 
     def schedule_at(self, iteration: int) -> float:
         """Factor on the learning rates in an iteration, counted from 0."""

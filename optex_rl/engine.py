@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 from .errors import ConfigError
 from .estimator import Predictor
 from .flat import FlatBase
-from .iteration import Proposal, chosen_point, follow, predict_here, propose, select, unpredicted_step
+from .iteration import Proposal, follow, predict_here, propose, select, unpredicted_step
 from .options import OptExOptions
 from .predictors import PREDICTORS
 from .quality import iteration_statistics, mean_cosines
+from .selections import SELECTIONS
 from .told import Evaluations, as_losses, check_evaluations, check_finite
 
 
@@ -83,8 +84,8 @@ class Engine:
         iterate = distances[0] if told.rows[0] == 0 and len(distances) == len(told.rows) else None
         cosines = self._cosines(proposal, told)
         maximize = bool(self.base.groups[0].get("maximize", False))
-        selection = self.options.selection
-        best = None if selection == "refine" else chosen_point(selection, told.gradients, told.losses, maximize)
+        choose = SELECTIONS[self.options.selection].choose
+        best = None if choose is None else choose(told.gradients, told.losses, maximize)
         proposal.keep_only(None if best is None else told.rows[best])  # before the walk, which needs room of its own
         with self.base.walk() as walker:
             steps = 0

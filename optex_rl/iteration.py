@@ -16,6 +16,7 @@ from torch import Tensor
 from .estimator import Predictor
 from .flat import FlatBase, Walker
 from .options import OptExOptions
+from .selections import SELECTIONS
 from .told import Evaluations
 
 
@@ -98,14 +99,6 @@ def predict_here(points: Tensor, estimator: Predictor | None) -> Proposal:
     return Proposal(points, means, estimator.variances(distances))
 
 
-def can_look_ahead(estimator: Predictor, options: OptExOptions) -> bool:
-    """Whether there is enough to predict points from: two distinct points, or for ``"refine"`` one.
-
-    One point says nothing of how the gradient changes; along it one may look, as ``"refine"`` does, but not go.
-    """
-    return estimator.ready or (options.selection == "refine" and len(estimator) > 0)
-
-
 @torch.no_grad()
 def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) -> Proposal:
     """The points of the next evaluation: base steps with posterior means, taken back afterwards.
@@ -114,7 +107,8 @@ def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) 
     the base carried along (Algorithm 1, lines 3–5, where ``stride`` is 1). ``base`` is left as it was.
     """
     N, stride = options.parallelism, options.stride
-    if N == 1 or estimator is None or not can_look_ahead(estimator, options):
+    looks_first = SELECTIONS[options.selection].looks_first
+    if N == 1 or estimator is None or not (estimator.ready or (looks_first and len(estimator) > 0)):
         return predict_here(base.point().repeat(N, 1), None)
     distances = []
     last = (N - 1) * stride
@@ -165,23 +159,6 @@ def ages_on_the_way(rows: Sequence[int], steps: int, stride: int) -> list[int]:
     return [len(rows) - max(1, bisect_right(rows, step // stride)) for step in range(steps)]
 
 
-def chosen_point(selection: str, gradients: Tensor, losses: Tensor | None, maximize: bool = False) -> int:
-    """Index of the point from which ``"last"``, ``"loss"`` or ``"grad_norm"`` step (paper, Sec. 4.3 and Fig. 6).
-
-    Args:
-        selection: one of the three.
-        gradients: true gradients, ``[N, d]``.
-        losses: ``[N]``; needed by ``"loss"``.
-        maximize: whether the base ascends: then ``"loss"`` is the greatest one.
-    """
-    if selection == "last":
-        return len(gradients) - 1
-    if selection == "grad_norm":
-        return int(gradients.norm(dim=1).argmin())
-    assert losses is not None, "check_evaluations has seen to it"
-    return int(losses.argmax() if maximize else losses.argmin())
-
-
 @torch.no_grad()
 def select(
     walker: Walker,
@@ -199,7 +176,7 @@ def select(
         estimator: its history holds the new pairs.
         proposal: what was evaluated; of its points only the chosen one is left.
         told: the evaluations there.
-        best: which of them was chosen by `chosen_point`; None to refine.
+        best: which of them the `Selection` chose; None to refine.
         options: N and stride.
         distances: of the iterate to the history, ``[B, T]``, if they are known.
     """

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from .errors import ConfigError
 from .estimator_options import validate_estimator_options
 from .predictors import PREDICTORS
+from .selections import SELECTIONS
 
-SELECTIONS: Final = ("last", "loss", "grad_norm", "refine")
-READINGS: Final = ("extrapolate", "emulate")
+MODES: Final = ("extrapolate", "emulate")
 BLOCKS: Final = ("joint", "groups")
 
 
-def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise a ConfigError unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
@@ -52,8 +53,8 @@ class OptExOptions:
         check_at_least("stride", self.stride, 1)
         check_choice("selection", self.selection, SELECTIONS)
         check_choice("blocks", self.blocks, BLOCKS)
-        check_choice("predictor", self.predictor, tuple(PREDICTORS))
-        check_choice("without_closure", self.without_closure, READINGS)
+        check_choice("predictor", self.predictor, PREDICTORS)
+        check_choice("without_closure", self.without_closure, MODES)
         validate_estimator_options(self.history_size, self.kernel, self.lengthscale, self.noise)
         if 1 < self.parallelism and self.history_size <= self.parallelism:
             # The copies of the first iterate would fill the history: no two distinct points, no estimate, ever.
@@ -61,8 +62,8 @@ class OptExOptions:
                 f"history_size must be more than parallelism = {self.parallelism}, best a few times as much, "
                 f"got {self.history_size}"
             )
-        if self.without_closure == "emulate" and self.selection == "loss":
-            raise ConfigError("selection 'loss' needs losses, which without_closure 'emulate' never sees")
+        if self.without_closure == "emulate" and SELECTIONS[self.selection].needs_losses:
+            raise ConfigError(f"selection {self.selection!r} needs losses, which without_closure 'emulate' never sees")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ConfigError(f"max_grad_norm must be positive or None, got {self.max_grad_norm}")
 

@@ -22,7 +22,9 @@ METHODS: Final[dict[str, dict[str, Any]]] = {
     "optex": {"method": "optex"},
     "mean": {"method": "optex", "predictor": "mean"},
     "last": {"method": "optex", "predictor": "last"},
-    "ppo": {"algo": "ppo", "method": "data-parallel"},  # as many samples an iteration as the N points take together
+    # As many samples an iteration as the N points take together.
+    "ppo": {"algo": "ppo", "method": "data-parallel"},
+    "trpo": {"algo": "trpo", "method": "data-parallel"},
 }
 SB3_METHODS: Final[dict[str, dict[str, Any]]] = {"sb3-a2c": {"algo": "a2c"}, "sb3-ppo": {"algo": "ppo"}}
 NAMES: Final = (*METHODS, *SB3_METHODS)

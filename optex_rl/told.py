@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, NonFiniteError
+from .selections import SELECTIONS
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def check_evaluations(
     """
     if gradients.shape != points.shape:
         raise ConfigError(f"gradients must be [N, d] = {list(points.shape)}, got {list(gradients.shape)}")
-    if losses is None and selection == "loss":
-        raise ConfigError("selection 'loss' needs the losses: call tell(gradients, losses) or step(closure)")
+    if losses is None and SELECTIONS[selection].needs_losses:
+        raise ConfigError(f"selection {selection!r} needs the losses: call tell(gradients, losses) or step(closure)")
     if losses is not None and losses.shape != points.shape[:1]:
         raise ConfigError(f"losses must be [N] = {list(points.shape[:1])}, got {list(losses.shape)}")
     if usable is None:

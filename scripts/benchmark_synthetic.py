@@ -32,7 +32,7 @@ from torch.nn import Parameter
 
 from optex_rl import OptExError
 from optex_rl.kernels import KERNELS
-from optex_rl.options import SELECTIONS
+from optex_rl.selections import SELECTIONS
 
 from .baselines import gauss_newton, quasi_newton
 from .curves import Method, optex, run, yardsticks

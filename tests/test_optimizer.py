@@ -14,9 +14,10 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from optex_rl import ConfigError, GradientEstimator, NonFiniteError, OptEx
-from optex_rl.iteration import Proposal, chosen_point
+from optex_rl.iteration import Proposal
 from optex_rl.kernels import KERNELS
 from optex_rl.quality import mean_cosines
+from optex_rl.selections import SELECTIONS, least_loss
 
 from .helpers import CASES, Problem, advance, closure_of, same
 
@@ -111,7 +112,9 @@ def test_selections_step_from_their_point(selection: str, expected: float) -> No
 @pytest.mark.parametrize(("selection", "chosen"), [("last", 2), ("loss", 1), ("grad_norm", 0)])
 def test_chosen_point(selection: str, chosen: int) -> None:
     gradients = torch.tensor([[0.3, 0.4], [3.0, 4.0], [0.0, -0.6]])  # norms 0.5, 5, 0.6
-    assert chosen_point(selection, gradients, torch.tensor([2.0, -1.0, 0.0])) == chosen
+    choose = SELECTIONS[selection].choose
+    assert choose is not None
+    assert choose(gradients, torch.tensor([2.0, -1.0, 0.0]), False) == chosen
 
 
 @pytest.mark.parametrize("selection", ["last", "loss", "grad_norm"])
@@ -781,8 +784,8 @@ def test_shapes_of_all_kinds_share_one_vector() -> None:
 
 def test_the_best_loss_of_an_ascending_base_is_the_greatest() -> None:
     gradients, losses = torch.ones(3, 2), torch.tensor([2.0, 5.0, 1.0])
-    assert chosen_point("loss", gradients, losses) == 2
-    assert chosen_point("loss", gradients, losses, maximize=True) == 1
+    assert least_loss(gradients, losses, maximize=False) == 2
+    assert least_loss(gradients, losses, maximize=True) == 1
 
 
 def test_gradients_whose_norm_overflows_are_refused() -> None:

@@ -26,8 +26,8 @@ from optex_rl.checkpoints import load_checkpoint
 from optex_rl.cli import main
 from optex_rl.config import load_config
 from optex_rl.loop import Recorder
-from optex_rl.options import SELECTIONS
 from optex_rl.runs import locked
+from optex_rl.selections import SELECTIONS
 from optex_rl.training import Trainer
 
 from .helpers import same

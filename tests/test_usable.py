@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from optex_rl import ConfigError, NonFiniteError, NotPositiveDefiniteError, OptEx, estimator
-from optex_rl.iteration import ages_on_the_way, chosen_point
-from optex_rl.options import SELECTIONS
+from optex_rl.iteration import ages_on_the_way
+from optex_rl.selections import SELECTIONS
 
 from .helpers import Problem, same
 
@@ -68,7 +68,9 @@ def test_dropping_equals_an_iteration_told_of_the_others_only(selection: str, dr
     engine = reference._engine
     assert engine.estimator is not None
     engine.estimator.insert(points[others], gradients[others])
-    chosen = others[chosen_point(selection, gradients[others], losses[others])]
+    choose = SELECTIONS[selection].choose
+    assert choose is not None
+    chosen = others[choose(gradients[others], losses[others], False)]
     assert engine.proposal is not None
     for estimate in engine.proposal.estimates[:chosen]:
         engine.base.step(estimate)
