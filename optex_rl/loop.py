@@ -139,6 +139,7 @@ def origin(trainer: Trainer) -> dict[str, Any]:
         "settings": config.settings(),
         "iterations": config.iterations,
         "network": describe_network(trainer.policy),
+        "agent": type(trainer.agent).__name__,
     }
 
 

@@ -57,6 +57,9 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
     Raises:
         RunFolderError: the checkpoint is from another run, or not built as it must be; the message names the entry.
     """
+    name = type(trainer.agent).__name__
+    if content.get("agent") != name:
+        raise RunFolderError(f"{path} is from a run with the agent {content.get('agent')}, not {name}: give it, too")
     check_network(path, content, trainer.policy)
     template = trainer.state_dict() | {"wall_time": 0.0}
     template["optimizer"]["param_groups"] = []  # what they hold depends on whether there was a step: see _check_base

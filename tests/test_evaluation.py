@@ -43,6 +43,23 @@ def test_gradient_of_a_point_does_not_depend_on_the_others(env_id: str, algo: st
     assert not together.losses.total.requires_grad
 
 
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_a_point_has_its_experience_wherever_it_runs(env_id: str) -> None:
+    """Three points by one collector, and by one of points 0 and 1 beside one of point 2, twice over."""
+    whole, first = make_evaluator(env_id, "a2c", 3), make_evaluator(env_id, "a2c", 2)
+    envs = make_vec(env_id, 4)
+    second = FusedEvaluator(first.policy.policy, first.agent, Collector(envs, 1, 32, 0, first_point=2))
+    points = 0.3 * torch.randn(3, whole.policy.num_parameters, generator=torch.Generator().manual_seed(1))
+    for _ in range(2):
+        expected, parts = whole(points), (first(points[:2]), second(points[2:]))
+        for name in ("obs", "actions", "rewards", "terminated"):
+            joined = torch.cat([getattr(part.batch, name) for part in parts])
+            torch.testing.assert_close(joined, getattr(expected.batch, name))
+        torch.testing.assert_close(
+            torch.cat([part.gradients for part in parts]), expected.gradients, rtol=1e-3, atol=1e-5
+        )
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_gradient_is_that_of_the_loss_on_the_batch(env_id: str, normalize: bool) -> None:

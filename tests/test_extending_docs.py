@@ -1,0 +1,45 @@
+"""The examples of the page on extending: an agent and an evaluator of a user's own train, resume, and stay short."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from optex_rl import RunFolderError, resume
+from optex_rl.agents import Agent
+
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+
+
+def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    agent_example, evaluator_example = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(agent_example, names)
+    assert names["result"].rows[-1]["rollout/ep_rew_mean"] > 60  # a random policy gets about 22
+    assert issubclass(names["LeaveOneOut"], Agent)
+    exec(evaluator_example, names)
+    assert sorted(path.name for path in tmp_path.glob("*.npz")) == [f"experience-{i}.npz" for i in range(3)]
+    with np.load("experience-2.npz") as seen:
+        assert seen["points"].shape[0] == seen["obs"].shape[0] == 4
+    assert max(map(len, (block.splitlines() for block in (agent_example, evaluator_example)))) <= 40
+    goes_on_exactly(names, tmp_path)
+
+
+def goes_on_exactly(names: dict[str, Any], tmp_path: Path) -> None:
+    """Stopped after three iterations and resumed, both are what nothing stopped; another agent is refused."""
+    train, config, own = names["train"], names["TrainConfig"], names["LeaveOneOut"]()
+    options = {"env": "CartPole-v1", "lr_schedule": "constant", "logdir": str(tmp_path / "runs")}
+    hooks = {"agent": own, "evaluator": names["Recording"]}
+    whole = train(config(**options, iterations=5, run_name="whole"), **hooks)
+    train(config(**options, iterations=3, run_name="run"), **hooks)
+    with pytest.raises(RunFolderError, match="the agent LeaveOneOut, not ActorCritic: give it"):
+        resume(tmp_path / "runs" / "run", iterations=5)
+    second = resume(tmp_path / "runs" / "run", iterations=5, **hooks)
+    for one, other in zip(whole.policy.parameters(), second.policy.parameters(), strict=True):
+        assert torch.equal(one, other)
