@@ -113,7 +113,8 @@ class RunLog:
         kept = lines[: iteration + 1]
         expected = [b"iteration", *(str(i).encode() for i in range(1, iteration + 1))]
         columns = kept[0].decode(errors="replace").split(",")
-        if [line.split(b",")[0] for line in kept] != expected or len(lines) == len(kept):
+        whole = len(lines) > len(kept) and len({line.count(b",") for line in kept}) == 1
+        if [line.split(b",")[0] for line in kept] != expected or not whole:
             raise RunFolderError(f"{self._path} does not hold the {iteration} iterations that the checkpoint knows of")
         with self._path.open("r+b") as file:
             file.truncate(sum(len(line) + 2 for line in kept))
