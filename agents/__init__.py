@@ -20,6 +20,7 @@ from .policies import MlpPolicy as MlpPolicy
 from .policies import StackedPolicy as StackedPolicy
 from .policies import encode_observations as encode_observations
 from .policies import observation_size as observation_size
+from .policies import sample_observations as sample_observations
 from .ppo import PPO as PPO
 from .ppo import Rows as Rows
 from .reinforce import Reinforce as Reinforce
@@ -43,6 +44,7 @@ __all__ = [
     "make_agent",
     "make_distribution",
     "observation_size",
+    "sample_observations",
 ]
 
 _AGENTS: dict[str, type[ActorCritic] | type[Reinforce]] = {"a2c": ActorCritic, "ppo": PPO, "reinforce": Reinforce}

@@ -8,11 +8,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium import Space
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from .agents import Agent, AgentLosses, Batch, StackedPolicy, encode_observations
+from .agents import Agent, AgentLosses, Batch, StackedPolicy, encode_observations, sample_observations
+from .agents.stacking import warn_of_passes
 from .normalization import Normalizer
 from .objective import Objective
 from .rollout import Collector, Episode
@@ -46,6 +48,12 @@ class FusedEvaluator:
         collector: steps the environments.
         differentiate: whether the gradients are wanted; else they are zero.
         shared: parameters of the network that all points have in common, see `StackedPolicy`.
+
+    Raises:
+        ConfigError: what the network draws, changes or keeps in its forward pass would be shared by the points.
+
+    Warns:
+        PerformanceWarning: the points are evaluated one after the other.
     """
 
     def __init__(
@@ -57,6 +65,9 @@ class FusedEvaluator:
         shared: Iterable[nn.Parameter] = (),
     ) -> None:
         self.policy = StackedPolicy(policy, shared=shared)
+        space = collector.envs.single_observation_space
+        self.policy.examine(example_observations(space), agent.needs_critic and self.policy.has_critic)
+        warn_of_passes(type(policy).__name__, collector.shape[0], self.policy.obstacle, stacklevel=5)  # at `train`
         self.agent = agent
         self.collector = collector
         self.differentiate = differentiate
@@ -88,6 +99,11 @@ class FusedEvaluator:
     def _loss(self, point: Tensor, batch: Batch) -> Tensor:
         """The loss of one parameter set ``[d]``, through operations that `torch.func` can differentiate."""
         return self.agent.loss(self.policy.bind(point[None], transforms=True), batch).total[0]
+
+
+def example_observations(space: Space[Any]) -> Tensor:
+    """Two random observations as the networks take them, [2, O]."""
+    return torch.from_numpy(encode_observations(space, sample_observations(space, 2)))
 
 
 def keep_freed_memory() -> None:
@@ -150,10 +166,15 @@ def evaluate_policy(
 
     Returns:
         E returns.
+
+    Raises:
+        ConfigError: the outputs of the network would depend on earlier calls, see `StackedPolicy.examine`.
     """
     point = parameters_to_vector(policy.parameters()).detach()[None]
-    bound = StackedPolicy(policy).bind(point)
     space = envs.single_observation_space
+    stacked = StackedPolicy(policy)
+    stacked.examine(example_observations(space), critic=False)
+    bound = stacked.bind(point)
 
     def act(obs: npt.NDArray[Any]) -> npt.NDArray[Any]:
         seen = encode_observations(space, obs)
