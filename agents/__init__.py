@@ -23,6 +23,7 @@ from .policies import MlpPolicy as MlpPolicy
 from .policies import StackedPolicy as StackedPolicy
 from .policies import encode_observations as encode_observations
 from .policies import observation_size as observation_size
+from .policies import sample_observations as sample_observations
 from .ppo import PPO as PPO
 from .reinforce import Reinforce as Reinforce
 from .trpo import TRPO as TRPO
@@ -51,6 +52,7 @@ __all__ = [
     "make_agent",
     "make_distribution",
     "observation_size",
+    "sample_observations",
 ]
 
 AGENTS: Final[dict[str, type[Agent]]] = {"a2c": ActorCritic, "ppo": PPO, "reinforce": Reinforce, "trpo": TRPO}

@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector.utils import batch_space
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -53,6 +54,13 @@ def encode_observations(space: gymnasium.Space[Any], obs: Array) -> Array:
         return np.equal(obs[..., None], np.arange(first, first + size)).astype(np.float32)
     leading = obs.shape[: obs.ndim - len(space.shape or ())]
     return obs.reshape((*leading, size)).astype(np.float32, copy=False)
+
+
+def sample_observations(space: gymnasium.Space[Any], rows: int, seed: int = 0) -> Any:
+    """So many random observations of a space, as a vector environment has them; `space` is left as it is."""
+    batched = batch_space(space, rows)
+    batched.seed(seed)
+    return batched.sample()
 
 
 class ActorCriticPolicy(nn.Module):

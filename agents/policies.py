@@ -8,11 +8,10 @@ The flat vector of a policy is the concatenation of `p.reshape(-1)` over `policy
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from ..errors import ConfigError
 from .distributions import ActionDistribution
@@ -20,7 +19,9 @@ from .mlp import ActorCriticPolicy as ActorCriticPolicy
 from .mlp import MlpPolicy as MlpPolicy
 from .mlp import encode_observations as encode_observations
 from .mlp import observation_size as observation_size
+from .mlp import sample_observations as sample_observations
 from .perceptron import ACTIVATIONS, StackedPerceptron
+from .stacking import evaluate, find_obstacle
 
 
 class BoundPolicy(Protocol):
@@ -56,8 +57,9 @@ class StackedPolicy:
     """Evaluates one architecture at N stacked parameter sets, on the device where these are.
 
     An `MlpPolicy` is evaluated by batched matrix products of its stacked weights; any other module by
-    `torch.func.vmap` over `functional_call`, where the points share the module's buffers, and layers that draw random
-    numbers are refused. Of the module's own parameters only the shared ones are read.
+    `torch.func.vmap` over `functional_call`, or point after point where `examine` has found that vmap cannot. The
+    points share the module's buffers. Of the module's own parameters only the shared ones are read, and by `examine`
+    all.
 
     Args:
         policy: a module with `actor(obs) [B, O] -> [B, A]` and, if it has a critic, `critic(obs) [B, O] -> [B]`.
@@ -88,6 +90,36 @@ class StackedPolicy:
         parameters = ((name, p) for name, p in policy.named_parameters() if name not in self._shared)
         self._shapes = {name: parameter.shape for name, parameter in parameters}
         self._sizes = [shape.numel() for shape in self._shapes.values()]
+        self._obstacles: dict[str, str] = {}
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why vmap cannot batch what `examine` looked at, or a part of it; None if it can."""
+        return next(iter(self._obstacles.values()), None)
+
+    def examine(self, obs: Tensor, critic: bool) -> None:
+        """Try whether vmap can batch the actor; what it cannot is evaluated point after point from now on.
+
+        Args:
+            obs: [B, O], an example.
+            critic: whether to try the critic as well.
+
+        Raises:
+            ConfigError: vmap cannot, and point after point would be wrong, see `find_obstacle`.
+        """
+        if type(self.policy) is MlpPolicy:
+            return
+        obs = obs.to(next(self.policy.parameters()).device)
+        for method in ("actor", "critic") if critic else ("actor",):
+            obstacle = find_obstacle(_Call(self.policy, method), obs, type(self.policy).__name__)
+            if obstacle is not None:
+                self._obstacles[method] = obstacle
+
+    def sharing(self, shared: Iterable[nn.Parameter]) -> StackedPolicy:
+        """The same module, evaluated in the same way, with other shared parameters."""
+        other = StackedPolicy(self.policy, self.distribution, shared)
+        other._obstacles = self._obstacles
+        return other
 
     @property
     def num_parameters(self) -> int:
@@ -125,7 +157,8 @@ class StackedPolicy:
         # Only the class itself is known to be two perceptrons: a subclass may compute anything.
         if type(self.policy) is MlpPolicy and not transforms:
             return _BoundMlp(self.policy, self.distribution, stacked)
-        return _BoundModule(self.policy, self.distribution, self.has_critic, stacked)
+        batched = {method: method not in self._obstacles for method in ("actor", "critic")}
+        return _BoundModule(self.policy, self.distribution, self.has_critic, stacked, batched)
 
     def actor(self, points: Tensor, obs: Tensor) -> Tensor:
         """Row n of `obs` through the actor at row n of `points`: [N, d], [N, B, O] -> [N, B, A]."""
@@ -175,32 +208,38 @@ class _BoundMlp:
 class _Call(nn.Module):
     """Makes a named method the forward pass, which is all that `functional_call` can call."""
 
-    def __init__(self, policy: nn.Module) -> None:
+    def __init__(self, policy: nn.Module, method: str) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy, self.method = policy, method
 
-    def forward(self, method: str, obs: Tensor) -> Tensor:
-        result: Tensor = getattr(self.policy, method)(obs)
+    def forward(self, obs: Tensor) -> Tensor:
+        result: Tensor = getattr(self.policy, self.method)(obs)
         return result
 
 
 class _BoundModule:
-    """Any module at N points, through vmap."""
+    """Any module at N points; `batched` says of actor and critic whether vmap can evaluate them."""
 
     def __init__(
-        self, policy: nn.Module, distribution: ActionDistribution, has_critic: bool, stacked: dict[str, Tensor]
+        self,
+        policy: nn.Module,
+        distribution: ActionDistribution,
+        has_critic: bool,
+        stacked: dict[str, Tensor],
+        batched: dict[str, bool],
     ) -> None:
         self.distribution, self.has_critic = distribution, has_critic
-        self._call = _Call(policy)
+        self._policy, self._batched = policy, batched
+        self._calls = {method: _Call(policy, method) for method in batched}
         self._stacked = {f"policy.{name}": parameter for name, parameter in stacked.items()}
 
     def actor(self, obs: Tensor) -> Tensor:
-        return self._vmapped("actor", obs, (self.distribution.input_size,))
+        return self._evaluate("actor", obs, (self.distribution.input_size,))
 
     def critic(self, obs: Tensor) -> Tensor:
         if not self.has_critic:
-            raise ConfigError(f"{type(self._call.policy).__name__} has no critic.")
-        return self._vmapped("critic", obs, ())
+            raise ConfigError(f"{type(self._policy).__name__} has no critic.")
+        return self._evaluate("critic", obs, ())
 
     def act(self, obs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         return self.actor(obs), ()
@@ -208,11 +247,8 @@ class _BoundModule:
     def remember(self, obs: Tensor, steps: Sequence[tuple[Tensor, ...]]) -> None:
         """Nothing: the module's inner values are its own."""
 
-    def _vmapped(self, method: str, obs: Tensor, trailing: tuple[int, ...]) -> Tensor:
-        def one(parameters: dict[str, Tensor], rows: Tensor) -> Any:
-            return functional_call(self._call, parameters, (method, rows))
-
-        outputs: Tensor = vmap(one, randomness="error")(self._stacked, obs)
+    def _evaluate(self, method: str, obs: Tensor, trailing: tuple[int, ...]) -> Tensor:
+        outputs: Tensor = evaluate(self._calls[method], self._stacked, obs, self._batched[method])
         if outputs.shape[1:] != (obs.shape[1], *trailing):
             expected, given = [obs.shape[1], *trailing], list(outputs.shape[1:])
             raise ConfigError(f"{method}(obs) must return {expected} for {obs.shape[1]} rows, and it returned {given}.")

@@ -7,6 +7,7 @@ from .errors import NotPositiveDefiniteError as NotPositiveDefiniteError
 from .errors import NumericalError as NumericalError
 from .errors import NumericalWarning as NumericalWarning
 from .errors import OptExError as OptExError
+from .errors import PerformanceWarning as PerformanceWarning
 from .errors import ResumeWarning as ResumeWarning
 from .errors import RunFolderError as RunFolderError
 from .estimator import GradientEstimator as GradientEstimator
@@ -24,6 +25,7 @@ __all__ = [
     "NumericalWarning",
     "OptEx",
     "OptExError",
+    "PerformanceWarning",
     "ResumeWarning",
     "RunFolderError",
     "TrainConfig",

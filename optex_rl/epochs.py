@@ -40,7 +40,7 @@ class CriticUpdates:
         self.base = FlatBase(adam, config.max_grad_norm)
         own = {id(parameter) for parameter in critic}
         others = [parameter for parameter in policy.policy.parameters() if id(parameter) not in own]
-        self.critic = StackedPolicy(policy.policy, shared=others)  # as a function of its own parameters
+        self.critic = policy.sharing(others)  # as a function of its own parameters
         self.generator = torch.Generator().manual_seed(spawn_seeds(config.seed, 5, 1)[0])
 
     def set_learning_rate(self, learning_rate: float) -> None:

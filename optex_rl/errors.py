@@ -31,5 +31,9 @@ class ResumeWarning(UserWarning):
     """A run goes on, but not bit for bit as if it had never stopped."""
 
 
+class PerformanceWarning(UserWarning):
+    """A computation takes more time than it would with another network; its results are right."""
+
+
 class NumericalWarning(RuntimeWarning):
     """A computation went on after a stated correction, such as jitter on a kernel matrix."""

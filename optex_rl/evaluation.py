@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium import Space
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from .agents import Agent, AgentLosses, Batch, StackedPolicy, encode_observations
+from .agents import Agent, AgentLosses, Batch, StackedPolicy, encode_observations, sample_observations
 from .envs import NativeVectorEnv, describe_backend
 from .normalization import Normalizer
 from .rollout import Collector, Episode
@@ -79,16 +80,13 @@ class FusedEvaluator:
     parameters.
 
     Args:
-        policy: the network; only its architecture is used.
+        policy: the network's architecture, as a function of the points.
         agent: gives the loss.
         collector: steps the environments.
-        shared: parameters of the network that all points have in common, see `StackedPolicy`.
     """
 
-    def __init__(
-        self, policy: nn.Module, agent: Agent, collector: Collector, shared: Iterable[nn.Parameter] = ()
-    ) -> None:
-        self.policy = StackedPolicy(policy, shared=shared)
+    def __init__(self, policy: StackedPolicy, agent: Agent, collector: Collector) -> None:
+        self.policy = policy
         self.agent = agent
         self.collector = collector
         keep_freed_memory()
@@ -133,6 +131,11 @@ class FusedEvaluator:
     def close(self) -> None:
         """Close the environments."""
         self.collector.envs.close()
+
+
+def example_observations(space: Space[Any]) -> Tensor:
+    """Two random observations as the networks take them, [2, O]."""
+    return torch.from_numpy(encode_observations(space, sample_observations(space, 2)))
 
 
 def keep_freed_memory() -> None:
@@ -195,10 +198,15 @@ def evaluate_policy(
 
     Returns:
         E returns.
+
+    Raises:
+        ConfigError: the outputs of the network would depend on earlier calls, see `StackedPolicy.examine`.
     """
     point = parameters_to_vector(policy.parameters()).detach()[None]
-    bound = StackedPolicy(policy).bind(point)
     space = envs.single_observation_space
+    stacked = StackedPolicy(policy)
+    stacked.examine(example_observations(space), critic=False)
+    bound = stacked.bind(point)
 
     def act(obs: npt.NDArray[Any]) -> npt.NDArray[Any]:
         seen = encode_observations(space, obs)

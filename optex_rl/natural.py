@@ -185,6 +185,7 @@ class NaturalGradient(Preconditioned):
             return torch.zeros_like
         module, own = self._bound()[0], {id(p) for p in self._parameters()}
         policy = StackedPolicy(module, shared=[p for p in module.parameters() if id(p) not in own])
+        policy.examine(observations[:2], policy.has_critic)
         anchor = flatten([self.state[p]["anchor"] for p in self._parameters()])
 
         def outputs(point: Tensor) -> Tensor:

@@ -89,7 +89,8 @@ def restore_policy(
     Raises:
         RunFolderError: the checkpoint holds another network, or is not built as it must be.
     """
-    policy, normalizer = build_policy(config, config.make_agent()), build_normalizer(config, envs)
+    spaces = envs.single_observation_space, envs.single_action_space
+    policy, normalizer = build_policy(config, config.make_agent(), *spaces), build_normalizer(config, envs)
     check_network(path, content, policy)
     try:
         policy.load_state_dict(content["policy"])

@@ -23,11 +23,12 @@ from stable_baselines3.common.utils import explained_variance, obs_as_tensor, sa
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from .agents.stacking import warn_of_passes
 from .envs import NATIVE
 from .errors import ConfigError
 from .optimizer import OptEx
 from .options import check_at_least
-from .sb3_networks import StackedNetworks, check_policy
+from .sb3_networks import StackedNetworks, check_policy, find_obstacle_in
 from .sb3_vec_env import make_sb3_vec_env
 
 SelfOptExA2C = TypeVar("SelfOptExA2C", bound="OptExA2C")
@@ -57,7 +58,11 @@ class OptExA2C(A2C):
         **kwargs: further arguments of A2C by name.
 
     Raises:
-        ConfigError: the sub-environments cannot be shared out among N points, or an argument is not supported.
+        ConfigError: the sub-environments cannot be shared out among N points, an argument is not supported, or what the
+            networks draw, change or keep in their forward pass would be shared by the points.
+
+    Warns:
+        PerformanceWarning: `torch.func.vmap` cannot batch the networks, so the points are evaluated one after another.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class OptExA2C(A2C):
         self.parallelism = parallelism
         self.optex_kwargs = dict(optex_kwargs or {})
         self._points: Tensor | None = None
+        self._batched = True
         self._iterate_returns: deque[float] = deque(maxlen=self._stats_window_size)
         if _init_setup_model:
             self._setup_model()
@@ -96,6 +102,9 @@ class OptExA2C(A2C):
         super()._setup_model()
         if self.parallelism > 1:
             check_policy(self.policy)
+            obstacle = find_obstacle_in(self.policy)
+            warn_of_passes(type(self.policy).__name__, self.parallelism, obstacle, stacklevel=4)
+            self._batched = obstacle is None
 
     def _with_optex(self, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the policy with OptEx over the optimizer that they name; the same again for its own result."""
@@ -135,7 +144,7 @@ class OptExA2C(A2C):
         rollout_buffer.reset()
         callback.on_rollout_start()
         self._points = self._optimizer.ask()
-        networks = StackedNetworks(self.policy, self._points)
+        networks = StackedNetworks(self.policy, self._points, self._batched)
         while n_steps < n_rollout_steps:
             actions, values, log_probs = self._act(networks)
             new_obs, rewards, dones, infos = env.step(self._within_bounds(actions))
@@ -208,7 +217,7 @@ class OptExA2C(A2C):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self._optimizer)
         points = self._points.requires_grad_()
-        policy_losses, value_losses, entropy_losses = self._losses(StackedNetworks(self.policy, points))
+        policy_losses, value_losses, entropy_losses = self._losses(StackedNetworks(self.policy, points, self._batched))
         losses = policy_losses + self.ent_coef * entropy_losses + self.vf_coef * value_losses
         (gradients,) = torch.autograd.grad(losses.sum(), points)
         self._points = None

@@ -14,14 +14,14 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution, Dis
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils import parameters_to_vector
 
+from .agents import sample_observations
+from .agents.stacking import Rows, evaluate, find_obstacle
 from .errors import ConfigError
 
-Observations = Tensor | dict[str, Tensor]
 # Methods that say how a policy computes; another version of one of them would be passed over in silence.
 ASSUMED: Final = ("forward", "evaluate_actions", "predict_values", "extract_features", "_get_action_dist_from_latent")
 ELEMENTWISE: Final = (nn.Tanh, nn.ReLU, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus, nn.Mish)
@@ -31,8 +31,7 @@ def check_policy(policy: ActorCriticPolicy) -> None:
     """Refuse policies whose networks cannot be evaluated at several parameter sets at once.
 
     Raises:
-        ConfigError: the policy explores by gSDE, whose noise belongs to one parameter set, computes in its own way, or
-            has layers that draw random numbers or gather statistics while they are trained.
+        ConfigError: the policy explores by gSDE, whose noise belongs to one parameter set, or computes in its own way.
     """
     if policy.use_sde:
         raise ConfigError("gSDE draws its noise for one parameter set; use parallelism=1 or use_sde=False")
@@ -41,32 +40,51 @@ def check_policy(policy: ActorCriticPolicy) -> None:
         raise ConfigError(
             f"{type(policy).__name__} has its own {', '.join(own)}, which cannot be evaluated at several parameter sets"
         )
-    layers = [type(layer).__name__ for layer in policy.modules() if isinstance(layer, (_BatchNorm, _DropoutNd))]
-    if layers:
-        raise ConfigError(f"the points share what {layers[0]} draws or gathers in training; leave it out of the policy")
+
+
+def find_obstacle_in(policy: ActorCriticPolicy) -> str | None:
+    """Why the networks need N passes for N points, in torch's words; None if they do not.
+
+    Raises:
+        ConfigError: N passes would be wrong, too, see `find_obstacle`.
+    """
+    if StackedNetworks(policy, parameters_to_vector(policy.parameters()).detach()[None]).are_perceptrons:
+        return None
+    obs = obs_as_tensor(sample_observations(policy.observation_space, 2), policy.device)
+    rows = preprocess_obs(obs, policy.observation_space, normalize_images=policy.normalize_images)
+    obstacles = []
+    for training in (False, True):  # rollouts and gradients
+        policy.set_training_mode(training)
+        obstacles.append(find_obstacle(_Networks(policy), rows, type(policy).__name__))
+    return obstacles[0] or obstacles[1]
 
 
 class StackedNetworks:
     """Action distributions and values of one policy at N points; its own parameters are never read.
 
-    Perceptrons on flat observations go through batched matrix products, anything else through `torch.func.vmap`.
+    Perceptrons on flat observations go through batched matrix products, anything else through `torch.func.vmap`, or
+    point after point.
 
     Args:
         policy: gives architecture, observation space and action distribution.
         points: ``[N, d]``; gradients reach them.
+        batched: whether vmap can evaluate the networks, see `find_obstacle_in`.
     """
 
-    def __init__(self, policy: ActorCriticPolicy, points: Tensor) -> None:
-        self.policy = policy
+    def __init__(self, policy: ActorCriticPolicy, points: Tensor, batched: bool = True) -> None:
+        self.policy, self._batched = policy, batched
+        self._networks = _Networks(policy)
         named = dict(policy.named_parameters())
         pieces = torch.split(points, [p.numel() for p in named.values()], dim=1)
         self._N = len(points)
         self._stacked = {
             name: piece.reshape(self._N, *p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)
         }
-        self._outputs = self._perceptrons() or self._vmapped
+        perceptrons = self._perceptrons()
+        self.are_perceptrons = perceptrons is not None
+        self._outputs = perceptrons or self._evaluate
 
-    def __call__(self, obs: Observations) -> tuple[Distribution, Tensor]:
+    def __call__(self, obs: Rows) -> tuple[Distribution, Tensor]:
         """Row ``n·M + m`` of ``obs [N·M, ...]`` at point n: distribution over N·M actions, values ``[N·M]``."""
         space = self.policy.observation_space
         rows = preprocess_obs(obs, space, normalize_images=self.policy.normalize_images)
@@ -90,14 +108,9 @@ class StackedNetworks:
         made: Distribution = distribution.proba_distribution(action_logits=rows)
         return made
 
-    def _vmapped(self, obs: Observations) -> tuple[Tensor, Tensor]:
-        networks = _Networks(self.policy)
-
-        def one(parameters: dict[str, Tensor], rows: Observations) -> Any:
-            return functional_call(networks, parameters, (rows,))
-
+    def _evaluate(self, obs: Rows) -> tuple[Tensor, Tensor]:
         stacked = {f"policy.{name}": value for name, value in self._stacked.items()}
-        outputs, values = vmap(one, randomness="error")(stacked, obs)
+        outputs, values = evaluate(self._networks, stacked, obs, self._batched)
         return outputs, values
 
     def _perceptrons(self) -> Callable[[Any], tuple[Tensor, Tensor]] | None:
@@ -117,7 +130,8 @@ class StackedNetworks:
         names = {id(parameter): name for name, parameter in self.policy.named_parameters()}
         steps: list[Callable[[Tensor], Tensor]] = []
         for layer in layers:
-            if type(layer) is nn.Linear and layer.bias is not None:
+            # Weight and spectral normalisation make the weight something that is computed from parameters.
+            if type(layer) is nn.Linear and id(layer.weight) in names and id(layer.bias) in names:
                 weight, bias = (self._stacked[names[id(p)]] for p in (layer.weight, layer.bias))
                 steps.append(_affine(weight.mT, bias.unsqueeze(1)))
             elif type(layer) in ELEMENTWISE:

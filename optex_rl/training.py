@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from gymnasium import Space
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from .agents import Agent, AgentLosses, Batch, MlpPolicy, StackedPolicy, observation_size
+from .agents.stacking import warn_of_passes
 from .bases import fused_kwargs, make_base
 from .config import TrainConfig
 from .envs import make_vec
 from .epochs import CriticUpdates
 from .errors import ConfigError, NotPositiveDefiniteError, NumericalError, NumericalWarning
-from .evaluation import Evaluation, Evaluator, FusedEvaluator, evaluate_policy
+from .evaluation import Evaluation, Evaluator, FusedEvaluator, evaluate_policy, example_observations
 from .flat import FlatBase
 from .logs import EpisodeStatistics
 from .normalization import Normalizer
@@ -28,22 +30,21 @@ from .optimizer import OptEx
 from .rollout import Collector, spawn_seeds
 from .trouble import TroubleLog, describe, find_trouble, gather_evidence
 
-EvaluatorFactory: TypeAlias = Callable[[TrainConfig, Agent, nn.Module, Sequence[nn.Parameter]], Evaluator]
+EvaluatorFactory: TypeAlias = Callable[[TrainConfig, Agent, StackedPolicy], Evaluator]
 
 
-def fuse(config: TrainConfig, agent: Agent, policy: nn.Module, shared: Sequence[nn.Parameter]) -> Evaluator:
+def fuse(config: TrainConfig, agent: Agent, policy: StackedPolicy) -> Evaluator:
     """The evaluator in the process, which steps all environments at once.
 
     Args:
         config: the options.
         agent: gives the loss.
-        policy: the network; only its architecture is used.
-        shared: the parameters of the network that all points have in common, at the values of each call.
+        policy: the network's architecture, as a function of the points; what these share has the values of each call.
     """
     envs = make_vec(config.env, config.num_points * config.envs_per_point)
     normalizer = build_normalizer(config, envs)
     collector = Collector(envs, config.num_points, config.n_steps, config.seed, normalizer, config.noise_repeat)
-    return FusedEvaluator(policy, agent, collector, shared)
+    return FusedEvaluator(policy, agent, collector)
 
 
 class Trainer:
@@ -56,7 +57,11 @@ class Trainer:
         make_evaluator: gives what evaluates the points; by default the fused evaluator in the process.
 
     Raises:
-        ConfigError: an option, the task or its spaces cannot be used.
+        ConfigError: an option, the task or its spaces cannot be used; or what the network draws, changes or keeps in
+            its forward pass would be shared by the points.
+
+    Warns:
+        PerformanceWarning: the points are evaluated one after the other.
     """
 
     def __init__(
@@ -68,18 +73,22 @@ class Trainer:
     ) -> None:
         self.config = config
         self.agent = agent = config.make_agent() if agent is None else agent
-        policy = build_policy(config, agent) if policy is None else policy
+        with closing(make_vec(config.env, 1)) as envs:
+            spaces = envs.single_observation_space, envs.single_action_space
+        policy = build_policy(config, agent, *spaces) if policy is None else policy
         self.policy = policy.to(config.device)
         groups, critic = split_critic(policy) if config.n_critic_updates else (parameter_groups(policy), [])
         base = make_base(config.optimizer, groups, config.learning_rate, fused_kwargs(config.optimizer))
         self.optimizer = OptEx.wrap(base, **asdict(config.optex_options()))
         stacked = StackedPolicy(policy, shared=critic)
+        stacked.examine(example_observations(spaces[0]), agent.needs_critic and stacked.has_critic)
+        warn_of_passes(type(policy).__name__, config.num_points, stacked.obstacle, stacklevel=4)  # at `train`
         self.critic = CriticUpdates(agent, stacked, critic, config) if critic else None
         iterate = FlatBase(base, config.max_grad_norm)
         self.update = agent.make_update(stacked, iterate, spawn_seeds(config.seed, 4, 1)[0])
         if isinstance(base, RefreshedBase):
             base.bind(build_objective(agent, stacked))
-        self.evaluator = make_evaluator(config, agent, policy, critic)
+        self.evaluator = make_evaluator(config, agent, stacked)
         self.episodes = EpisodeStatistics()
         self.trouble = TroubleLog(config.max_bad_iterations)
         self.iteration = 0
@@ -226,10 +235,8 @@ class Trainer:
             self._evaluation_envs.close()
 
 
-def build_policy(config: TrainConfig, agent: Agent) -> MlpPolicy:
+def build_policy(config: TrainConfig, agent: Agent, observations: Space[Any], actions: Space[Any]) -> MlpPolicy:
     """The network that the options describe, freshly initialised from the seed of the run."""
-    with closing(make_vec(config.env, 1)) as envs:
-        observations, actions = envs.single_observation_space, envs.single_action_space
     return MlpPolicy(
         observations,
         actions,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from optex_rl.agents import Categorical, MlpPolicy, make_agent, observation_size
+from optex_rl.agents import Categorical, MlpPolicy, StackedPolicy, make_agent, observation_size
 from optex_rl.envs import NativeVectorEnv, make_vec
 from optex_rl.evaluation import FusedEvaluator, evaluate_policy
 from optex_rl.normalization import Normalizer
@@ -25,7 +25,7 @@ def make_evaluator(env_id: str, algo: str, num_points: int, normalize: bool = Fa
     spaces = envs.single_observation_space, envs.single_action_space
     normalizer = Normalizer(observation_size(spaces[0]), envs.num_envs, 0.99, obs=normalize)
     policy = MlpPolicy(*spaces, net_arch=(16, 16))
-    return FusedEvaluator(policy, make_agent(algo), Collector(envs, num_points, 32, 0, normalizer))
+    return FusedEvaluator(StackedPolicy(policy), make_agent(algo), Collector(envs, num_points, 32, 0, normalizer))
 
 
 @pytest.mark.parametrize("algo", ["a2c", "reinforce"])
@@ -48,7 +48,7 @@ def test_a_point_has_its_experience_wherever_it_runs(env_id: str) -> None:
     """Three points by one collector, and by one of points 0 and 1 beside one of point 2, twice over."""
     whole, first = make_evaluator(env_id, "a2c", 3), make_evaluator(env_id, "a2c", 2)
     envs = make_vec(env_id, 4)
-    second = FusedEvaluator(first.policy.policy, first.agent, Collector(envs, 1, 32, 0, first_point=2))
+    second = FusedEvaluator(first.policy, first.agent, Collector(envs, 1, 32, 0, first_point=2))
     points = 0.3 * torch.randn(3, whole.policy.num_parameters, generator=torch.Generator().manual_seed(1))
     for _ in range(2):
         expected, parts = whole(points), (first(points[:2]), second(points[2:]))

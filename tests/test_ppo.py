@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -11,9 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from optex_rl import ConfigError, NonFiniteError, TrainConfig, resume, train
 from optex_rl.agents import PPO, ActorCritic, Rows, StackedPolicy, make_agent
+from optex_rl.agents.ppo import Epochs
+from optex_rl.evaluation import Evaluation, FusedEvaluator
 from optex_rl.losses import clipped_surrogate_loss, policy_gradient_loss
 from optex_rl.training import Trainer
 
@@ -119,6 +123,49 @@ def test_rows_are_the_windows_of_all_points() -> None:
     assert torch.equal(some.obs, torch.cat([rows.obs[: T * E], rows.obs[2 * T * E :]]))
 
 
+def test_old_probabilities_are_those_of_the_points_that_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One minibatch, one step of gradient descent from the iterate, against one plain network for each behaviour."""
+    agent = PPO(ent_coef=0.01, n_epochs=1, batch_size=3 * 64)
+    options: dict[str, Any] = {"method": "optex", "parallelism": 3, "optimizer": "sgd", "learning_rate": 0.1}
+    made = trainer(**options, ent_coef=0.01, n_epochs=1, batch_size=3 * 64, max_grad_norm=1e9)
+    iterate, before = made.optimizer.ask()[0].clone(), copy.deepcopy(made.policy)
+    noise = torch.randn(3, len(iterate), generator=torch.Generator().manual_seed(1))
+    points = iterate + torch.tensor([[0.0], [0.3], [0.3]]) * noise
+    monkeypatch.setattr(made.optimizer, "ask", lambda: points)  # farther apart than a few iterations make them
+    evaluate, seen = FusedEvaluator.__call__, list[Evaluation]()
+
+    def seeing(self: FusedEvaluator, points: Tensor) -> Evaluation:
+        seen.append(evaluate(self, points))
+        return seen[-1]
+
+    monkeypatch.setattr(FusedEvaluator, "__call__", seeing)
+    report = made._evaluate_and_step()
+
+    parts = []
+    for n, point in enumerate(points):
+        batch = seen[0].batch.at(slice(n, n + 1))
+        behaviour: Any = copy.deepcopy(before)
+        vector_to_parameters(point, behaviour.parameters())
+        obs, actions = batch.obs[0].flatten(0, 1), batch.actions[0].flatten(0, 1)
+        with torch.no_grad():
+            log_probs = behaviour.distribution.log_prob(behaviour.actor(obs), actions)
+            values, advantages = ActorCritic().estimate(StackedPolicy(behaviour).bind(point[None]), batch)
+        parts.append(Rows(obs, actions, log_probs, advantages.flatten(), (advantages + values).flatten()))
+    rows = Rows(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    policy: Any = before
+    inputs = policy.actor(rows.obs)
+    log_prob, entropy = policy.distribution.log_prob(inputs, rows.actions), policy.distribution.entropy(inputs)
+    assert ((log_prob - rows.log_probs).exp() - 1)[64:].abs().max() > agent.clip_range
+    loss, _ = sb3_loss(agent, rows, log_prob, policy.critic(rows.obs), entropy)
+    gradient = parameters_to_vector(torch.autograd.grad(loss, list(policy.parameters())))
+
+    total = report["policy_loss"] - agent.ent_coef * report["entropy"] + agent.vf_coef * report["value_loss"]
+    assert total == pytest.approx(loss.item(), rel=1e-5)
+    moved = parameters_to_vector(made.policy.parameters()).detach()
+    torch.testing.assert_close(moved - iterate, -0.1 * gradient, rtol=1e-4, atol=1e-6)
+
+
 def count_steps(made: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the minibatches of one iteration."""
     sizes: list[int] = []
@@ -144,6 +191,27 @@ def test_all_points_give_their_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_target_kl_ends_the_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first minibatch is at distance 0; the second, after a step, is beyond a limit next to nothing."""
     assert len(count_steps(trainer(target_kl=1e-12, n_epochs=10), monkeypatch)) == 2
+
+
+def test_target_kl_is_exceeded_by_half_before_the_epochs_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.5 · 0.02 = 0.03, as in stable-baselines3: a minibatch at 0.0299 makes a step, one at 0.0301 ends all epochs."""
+    made = trainer(target_kl=0.02, n_epochs=10)
+    assert isinstance(made.update, Epochs)
+    surrogate, step = PPO.surrogate, made.update.iterate.step
+    divergences, steps = [0.0, 0.021, 0.0299, 0.0301, 0.0], [0]
+
+    def told(agent: PPO, policy: Any, rows: Rows) -> Any:
+        return surrogate(agent, policy, rows)[0], torch.tensor(divergences.pop(0)), torch.tensor(0.0)
+
+    def counted(gradient: Tensor) -> None:
+        steps[0] += 1
+        step(gradient)
+
+    monkeypatch.setattr(PPO, "surrogate", told)
+    monkeypatch.setattr(made.update.iterate, "step", counted)
+    made.iterate()
+    assert divergences == [0.0]
+    assert steps == [3]
 
 
 def test_target_takes_n_iterations_of_vanilla() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,21 @@ from stable_baselines3.common.envs import (
 )
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from optex_rl import ConfigError, OptEx
+from optex_rl import ConfigError, OptEx, PerformanceWarning
+from optex_rl.agents import sample_observations
 from optex_rl.sb3 import OptExA2C, OptExCallback, make_sb3_vec_env
 from optex_rl.sb3_networks import StackedNetworks
 
 from .helpers import same
+from .networks import BATCHED, ONE_BY_ONE, REFUSED, WIDTH
+
+NETWORKS = ONE_BY_ONE | BATCHED | {name: make for name, (make, _) in REFUSED.items()}
 
 
 def make(env: Any = "CartPole-v1", policy: Any = "MlpPolicy", **arguments: Any) -> OptExA2C:
@@ -79,7 +85,34 @@ class Recorder(BaseCallback):
         return True
 
 
-SPACES: dict[str, tuple[Callable[[], Any], str, dict[str, Any]]] = {
+class Extractor(BaseFeaturesExtractor):
+    """One of the networks that vmap may stumble over."""
+
+    def __init__(self, observation_space: spaces.Box, kind: str) -> None:
+        super().__init__(observation_space, WIDTH)
+        self.network = NETWORKS[kind](observation_space.shape[0])
+
+    def forward(self, observations: Tensor) -> Tensor:
+        features: Tensor = self.network(observations)
+        return features
+
+
+def extracting(kind: str) -> dict[str, Any]:
+    """`policy_kwargs` with such an extractor."""
+    return {"features_extractor_class": Extractor, "features_extractor_kwargs": {"kind": kind}, "net_arch": [8]}
+
+
+class Normed(ActorCriticPolicy):
+    """Perceptrons but for one weight, which is no parameter."""
+
+    def _build_mlp_extractor(self) -> None:
+        super()._build_mlp_extractor()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            nn.utils.weight_norm(self.mlp_extractor.policy_net[0])
+
+
+SPACES: dict[str, tuple[Callable[[], Any], Any, dict[str, Any]]] = {
     "Box to Discrete": (lambda: make_sb3_vec_env("CartPole-v1", 6), "MlpPolicy", {}),
     "Box to Box": (lambda: make_sb3_vec_env("Pendulum-v1", 6), "MlpPolicy", {"log_std_init": -0.5}),
     "own extractors": (lambda: make_sb3_vec_env("CartPole-v1", 6), "MlpPolicy", {"share_features_extractor": False}),
@@ -97,7 +130,15 @@ SPACES: dict[str, tuple[Callable[[], Any], str, dict[str, Any]]] = {
         "CnnPolicy",
         {"features_extractor_kwargs": {"features_dim": 16}},
     ),
+    "a weight that is no parameter": (lambda: make_sb3_vec_env("CartPole-v1", 6), Normed, {"net_arch": [8]}),
 }
+SPACES |= {
+    kind: (lambda: make_sb3_vec_env("CartPole-v1", 6), "MlpPolicy", extracting(kind))
+    for kind in (*ONE_BY_ONE, *BATCHED)
+}
+
+# torch's, of the operations that vmap makes one after the other on its own, and ours, which a test of its own expects.
+SLOW = ("ignore:There is a performance drop because", "ignore::optex_rl.PerformanceWarning")
 
 
 def reference_losses(model: OptExA2C, points: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -126,6 +167,7 @@ def reference_losses(model: OptExA2C, points: Tensor) -> list[tuple[Tensor, Tens
     return results
 
 
+@pytest.mark.filterwarnings(*SLOW)
 @pytest.mark.parametrize("case", SPACES.values(), ids=SPACES)
 def test_one_backward_pass_gives_the_gradients_of_separate_policies(case: Any) -> None:
     make_env, policy, policy_kwargs = case
@@ -148,6 +190,7 @@ def test_one_backward_pass_gives_the_gradients_of_separate_policies(case: Any) -
     assert torch.unique(recorder.points[-1], dim=0).shape[0] == 3
 
 
+@pytest.mark.filterwarnings(*SLOW)
 @pytest.mark.parametrize("case", SPACES.values(), ids=SPACES)
 def test_each_point_acts_in_its_own_sub_environments(case: Any) -> None:
     """Values and log-probabilities in the buffer are those of the point's own policy at what it saw and did."""
@@ -389,9 +432,59 @@ def test_refuses_what_it_cannot_do() -> None:
 
     with pytest.raises(ConfigError, match="Own has its own predict_values"):
         make(policy=Own)
-    with pytest.raises(ConfigError, match="what Dropout draws"):
+    with pytest.raises(ConfigError, match="ActorCriticPolicy draws random numbers in its forward pass"):
         make(policy_kwargs={"activation_fn": torch.nn.Dropout})
     assert make("Pendulum-v1", use_sde=True, parallelism=1).learn(64).num_timesteps >= 64
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refuses_networks_that_points_cannot_share(kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"ActorCriticPolicy {REFUSED[kind][1]}"):
+        make(policy_kwargs=extracting(kind))
+    assert make(policy_kwargs=extracting(kind), parallelism=1).learn(8).num_timesteps >= 8
+
+
+@pytest.mark.parametrize("kind", ONE_BY_ONE)
+def test_one_warning_of_what_the_points_cost(kind: str) -> None:
+    with pytest.warns(PerformanceWarning) as caught:
+        model = make(policy_kwargs=extracting(kind)).learn(2 * 8 * 6)
+    (warning,) = caught
+    assert str(warning.message).startswith("torch.func.vmap cannot batch ActorCriticPolicy (RuntimeError: ")
+    assert str(warning.message).endswith("one after the other: 3 forward passes in place of one each time")
+    with pytest.warns(PerformanceWarning):
+        again = reloaded(model, env=make_sb3_vec_env("CartPole-v1", 6))
+    again.learn(8 * 6)
+    assert make(policy_kwargs=extracting(kind), parallelism=1).learn(8).num_timesteps >= 8
+
+
+def test_the_place_of_the_warning_is_where_the_model_is_made() -> None:
+    with pytest.warns(PerformanceWarning) as caught:
+        OptExA2C("MlpPolicy", "CartPole-v1", policy_kwargs=extracting("GRU"), device="cpu")
+    assert caught[0].filename == __file__
+
+
+def test_dictionaries_of_observations_point_after_point() -> None:
+    """Against the same by vmap."""
+    model = make(make_vec_env(SimpleMultiObsEnv, 6), "MultiInputPolicy", policy_kwargs={"net_arch": [8]})
+    points = torch.randn(3, sum(p.numel() for p in model.policy.parameters()))
+    obs = obs_as_tensor(sample_observations(model.observation_space, 6), torch.device("cpu"))
+    together, separately = (StackedNetworks(model.policy, points, batched)(obs) for batched in (True, False))
+    torch.testing.assert_close(separately[1], together[1])
+    actions = torch.zeros(6)
+    torch.testing.assert_close(separately[0].log_prob(actions), together[0].log_prob(actions))
+
+
+@pytest.mark.parametrize("case", ["counter", "images"])
+def test_the_policy_keeps_its_parameters(case: str) -> None:
+    """The extractor has several names in it: it must hold afterwards what the optimizer moves."""
+    make_env, policy, policy_kwargs = SPACES[case]
+    model = make(make_env(), policy, policy_kwargs=policy_kwargs)
+    own = [*model.policy.parameters()]
+    model.learn(3 * 8 * 6)
+    assert all(new is old for new, old in zip(model.policy.parameters(), own, strict=True))
+    saved, obs = reloaded(model), sample_observations(model.observation_space, 6)
+    actions = [each.predict(obs, deterministic=True)[0].tolist() for each in (model, saved)]
+    assert actions[0] == actions[1]
 
 
 def test_any_task_by_name() -> None:

@@ -9,17 +9,18 @@ import pytest
 import torch
 
 from optex_rl import ConfigError, TrainConfig
+from optex_rl.agents import AGENTS, MlpPolicy
 from optex_rl.cli import main
 from optex_rl.config import load_config
 from optex_rl.settings import tuned_options, tuned_tasks
-from optex_rl.training import Trainer, build_policy
+from optex_rl.training import Trainer
 
 TASKS = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "LunarLander-v3"]
 NOT_OF_A_TASK = {"env", "algo", "seed", "device", "logdir", "run_name", "progress_bar", "eval_freq", "eval_episodes"}
 
 
 def test_every_task_has_settings_for_all_agents() -> None:
-    assert sorted(tuned_tasks()) == sorted((env, algo) for env in TASKS for algo in ("a2c", "reinforce", "ppo"))
+    assert sorted(tuned_tasks()) == sorted((env, algo) for env in TASKS for algo in AGENTS)
 
 
 @pytest.mark.parametrize(("env", "algo"), tuned_tasks())
@@ -29,7 +30,7 @@ def test_every_entry_is_valid(env: str, algo: str) -> None:
     tuned = tuned_options(env, algo)
     assert not NOT_OF_A_TASK & tuned.keys()
     assert {name: getattr(config, name) for name in tuned} == tuned
-    assert sum(p.numel() for p in build_policy(config, config.make_agent()).parameters()) > 0
+    assert sum(p.numel() for p in Trainer(config).policy.parameters()) > 0
 
 
 def test_overrides_win() -> None:
@@ -93,7 +94,8 @@ def test_the_command_line_says_that_there_are_none(tmp_path: Path, capsys: pytes
 
 def test_log_std_init_reaches_the_policy() -> None:
     config = TrainConfig(env="Pendulum-v1", log_std_init=-1.5)
-    policy = build_policy(config, config.make_agent())
+    policy = Trainer(config).policy
+    assert isinstance(policy, MlpPolicy)
     distribution = policy.actor(torch.zeros(1, 3))
     assert distribution[0, 1].item() == -1.5
 

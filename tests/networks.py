@@ -1,0 +1,189 @@
+"""Features [B, fan_in] → [B, 8] of the kinds that `torch.func.vmap` may stumble over, and a policy made of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations
+
+from optex_rl.agents import Categorical
+
+WIDTH = 8
+
+
+class Recurrent(nn.Module):
+    """A sequence of one step, from the initial state."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, rows: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(rows.unsqueeze(1))[0]
+        return outputs.squeeze(1)
+
+
+class Affine(nn.Module):
+    def __init__(self, fan_in: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(fan_in, WIDTH)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(rows)
+        return outputs.tanh()
+
+
+class Branch(Affine):
+    """Every row takes a side of its own, so that a branch is not a matter of the size of a batch."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        features = super().forward(rows)
+        return torch.stack([row if row.sum() > 0 else -2 * row for row in features]) if len(rows) else features
+
+
+class _BranchingBackwards(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor) -> Tensor:
+        return rows.exp()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (output,) = ctx.saved_tensors
+        return gradients[0] * output if gradients[0].any() else torch.zeros_like(output)
+
+
+class BranchBackwards(Affine):
+    """vmap gets through the forward pass."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        features: Tensor = _BranchingBackwards.apply(super().forward(rows))  # type: ignore[no-untyped-call]
+        return features
+
+
+class Dropping(Affine):
+    def forward(self, rows: Tensor) -> Tensor:
+        return functional.dropout(super().forward(rows), 0.5, self.training)
+
+
+class Averaging(Affine):
+    """Gathers a mean of what it has seen in a buffer: written in place, or a new one each time."""
+
+    mean: Tensor
+
+    def __init__(self, fan_in: int, in_place: bool) -> None:
+        super().__init__(fan_in)
+        self.register_buffer("mean", torch.zeros(()))
+        self.in_place = in_place
+
+    def forward(self, rows: Tensor) -> Tensor:
+        mean = 0.9 * self.mean + 0.1 * rows.detach().mean()
+        if self.in_place:
+            self.mean.copy_(mean)
+        else:
+            self.mean = mean
+        return super().forward(rows - mean)
+
+
+class Keeping(nn.Module):
+    """Goes on from the state in which the last call has left it."""
+
+    def __init__(self, fan_in: int) -> None:
+        super().__init__()
+        self.layer = nn.GRUCell(fan_in, WIDTH)
+        self.state: Tensor | None = None
+
+    def forward(self, rows: Tensor) -> Tensor:
+        known = self.state is not None and self.state.shape[0] == rows.shape[0]
+        state: Tensor = self.layer(rows, self.state if known else None)
+        self.state = state.detach()
+        return state
+
+
+class Counting(Affine):
+    """Counts its calls, of which no point has more than another."""
+
+    calls: Tensor
+
+    def __init__(self, fan_in: int) -> None:
+        super().__init__(fan_in)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(rows)
+
+
+def with_old_weight_norm(fan_in: int) -> nn.Module:
+    """A hook before each call computes the weight, which is no parameter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.Sequential(nn.utils.weight_norm(nn.Linear(fan_in, WIDTH)), nn.Tanh())
+
+
+ONE_BY_ONE: dict[str, Callable[[int], nn.Module]] = {
+    "GRU": lambda fan_in: Recurrent(nn.GRU(fan_in, WIDTH, batch_first=True)),
+    "LSTM": lambda fan_in: Recurrent(nn.LSTM(fan_in, WIDTH, 2, batch_first=True)),
+    "branch": Branch,
+    "branch backwards": BranchBackwards,
+}
+BATCHED: dict[str, Callable[[int], nn.Module]] = {
+    "old weight norm": with_old_weight_norm,
+    "weight norm": lambda fan_in: nn.Sequential(parametrizations.weight_norm(nn.Linear(fan_in, WIDTH)), nn.Tanh()),
+    "batch norm of the batch": lambda fan_in: nn.Sequential(
+        nn.Linear(fan_in, WIDTH), nn.BatchNorm1d(WIDTH, track_running_stats=False)
+    ),
+    "counter": Counting,
+}
+# With what is said of them.
+REFUSED: dict[str, tuple[Callable[[int], nn.Module], str]] = {
+    "dropout": (
+        lambda fan_in: nn.Sequential(Affine(fan_in), nn.Dropout(0.1)),
+        "draws random numbers",
+    ),
+    "functional dropout": (Dropping, "draws random numbers"),
+    "dropout of a GRU": (
+        lambda fan_in: Recurrent(nn.GRU(fan_in, WIDTH, 2, batch_first=True, dropout=0.1)),
+        "draws random numbers",
+    ),
+    "spectral norm": (
+        lambda fan_in: nn.Sequential(parametrizations.spectral_norm(nn.Linear(fan_in, WIDTH))),
+        r"changes buffers in its forward pass \(.*0\.parametrizations\.weight\.0\._u, .*_v\), and all points would",
+    ),
+    "batch norm": (
+        lambda fan_in: nn.Sequential(nn.Linear(fan_in, WIDTH), nn.BatchNorm1d(WIDTH)),
+        r"changes buffers in its forward pass \(.*1\.running_mean, .*1\.running_var, .*1\.num_batches_tracked\)",
+    ),
+    "mean in place": (lambda fan_in: Averaging(fan_in, True), r"changes buffers in its forward pass \(.*mean\)"),
+    "new mean": (lambda fan_in: Averaging(fan_in, False), r"changes buffers in its forward pass \(.*mean\)"),
+    "state": (Keeping, "gives other outputs when it is called again"),
+}
+
+
+class Policy(nn.Module):
+    """Two discrete actions and values from the same features of four observations, which have two names."""
+
+    def __init__(self, make: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        features = make(4)
+        self.logits = nn.Sequential(features, nn.Linear(WIDTH, 2))
+        self.values = nn.Sequential(features, nn.Linear(WIDTH, 1))
+        self.distribution: Any = Categorical(2)
+
+    def actor(self, obs: Tensor) -> Tensor:
+        logits: Tensor = self.logits(obs)
+        return logits
+
+    def critic(self, obs: Tensor) -> Tensor:
+        values: Tensor = self.values(obs)
+        return values.squeeze(-1)
