@@ -22,6 +22,7 @@ from .settings import tuned_options
 
 METHODS: Final = ("vanilla", "data-parallel", "target", "optex")
 SCHEDULES: Final = ("constant", "linear")
+OPTEX: Final = OptExOptions  # where the defaults of the optimizer stand
 # Options that may differ between a run and its resumption: how long it is, and where and how it is written and shown.
 FREE: Final = (
     *("iterations", "checkpoint_freq", "max_bad_iterations"),
@@ -54,19 +55,29 @@ class TrainConfig:
     iterations: int = _option(100, "sequential iterations")
     seed: int = _option(0, "seed of everything random")
 
-    parallelism: int = _option(4, "N: points (optex), steps (target) or batches (data-parallel) per iteration")
+    parallelism: int = _option(
+        OptExOptions.parallelism, "N: points (optex), steps (target) or batches (data-parallel) per iteration"
+    )
     n_envs: int = _option(8, "environments per point")
     n_steps: int = _option(128, "steps per environment and evaluation")
     history_size: int | None = _option(
         None, "pairs of parameters and gradient that the estimate rests on; none for 20, or 3 for each point if more"
     )
-    kernel: str = _option("matern52", "kernel of the estimate: matern52, matern32, matern12 or rbf")
-    lengthscale: float | str = _option("auto", "length scale: a number, 'median', or 'auto' by evidence")
-    noise: float | str = _option("auto", "gradient noise: a number, or 'auto' by evidence")
-    selection: str = _option("refine", "how the next iterate is made from the N evaluations", tuple(SELECTIONS))
-    stride: int = _option(1, "base steps from one point to the next")
-    predictor: str = _option("posterior", "what stands in for gradients not yet evaluated", tuple(PREDICTORS))
-    blocks: str = _option("joint", "one estimate for all parameters, or one for each group (actor, critic)", BLOCKS)
+    kernel: str = _option(OPTEX.kernel, "kernel of the estimate: matern52, matern32, matern12 or rbf")
+    lengthscale: float | str = _option(
+        OptExOptions.lengthscale, "length scale: a number, 'median', or 'auto' by evidence"
+    )
+    noise: float | str = _option(OPTEX.noise, "gradient noise: a number, or 'auto' by evidence")
+    selection: str = _option(
+        OptExOptions.selection, "how the next iterate is made from the N evaluations", tuple(SELECTIONS)
+    )
+    stride: int = _option(OPTEX.stride, "base steps from one point to the next")
+    predictor: str = _option(
+        OptExOptions.predictor, "what stands in for gradients not yet evaluated", tuple(PREDICTORS)
+    )
+    blocks: str = _option(
+        OptExOptions.blocks, "one estimate for all parameters, or one for each group (actor, critic)", BLOCKS
+    )
 
     gamma: float = _option(0.99, "discount factor")
     gae_lambda: float = _option(0.95, "bias-variance trade-off of the advantages (a2c, ppo)")

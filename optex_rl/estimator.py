@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError
-from .estimator_options import validate_estimator_options
+from .estimator_options import HISTORY_SIZE, KERNEL, LENGTHSCALE, NOISE, validate_estimator_options
 from .history import History
 from .kernels import KERNELS, evidence_loss, median_distance, safe_cholesky
 
@@ -99,10 +99,10 @@ class GradientEstimator(Predictor):
         self,
         dim: int,
         *,
-        history_size: int = 40,
-        kernel: str = "matern52",
-        lengthscale: float | str = "auto",
-        noise: float | str = "auto",
+        history_size: int = HISTORY_SIZE,
+        kernel: str = KERNEL,
+        lengthscale: float | str = LENGTHSCALE,
+        noise: float | str = NOISE,
         block_sizes: Sequence[int] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import Final
 
 from .errors import ConfigError
 from .kernels import KERNELS
+
+HISTORY_SIZE: Final = 40
+KERNEL: Final = "matern52"
+LENGTHSCALE: Final = "auto"
+NOISE: Final = "auto"
 
 
 def validate_estimator_options(history_size: int, kernel: str, lengthscale: float | str, noise: float | str) -> None:

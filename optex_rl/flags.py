@@ -68,8 +68,3 @@ def given_options(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of `add_config_arguments` that were given, as arguments of `TrainConfig`; other flags are left out."""
     given = {spec.name: flags[spec.name] for spec in dataclasses.fields(TrainConfig) if spec.name in flags}
     return given | ({"net_arch": tuple(given["net_arch"])} if "net_arch" in given else {})
-
-
-def config_from_flags(flags: Mapping[str, Any]) -> TrainConfig:
-    """The options that the flags of `add_config_arguments` say, and the defaults of `TrainConfig` for the rest."""
-    return TrainConfig(**given_options(flags))

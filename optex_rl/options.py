@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .errors import ConfigError
-from .estimator_options import validate_estimator_options
+from .estimator_options import HISTORY_SIZE, KERNEL, LENGTHSCALE, NOISE, validate_estimator_options
 from .predictors import PREDICTORS
 from .selections import SELECTIONS
 
@@ -36,10 +36,10 @@ class OptExOptions:
     """
 
     parallelism: int = 4
-    history_size: int = 40
-    kernel: str = "matern52"
-    lengthscale: float | str = "auto"
-    noise: float | str = "auto"
+    history_size: int = HISTORY_SIZE
+    kernel: str = KERNEL
+    lengthscale: float | str = LENGTHSCALE
+    noise: float | str = NOISE
     selection: str = "refine"
     stride: int = 1
     blocks: str = "joint"

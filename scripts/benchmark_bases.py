@@ -25,7 +25,7 @@ from optex_rl import TrainConfig, train
 from optex_rl.bases import BASES
 from optex_rl.comparison import interquartile_mean, stratified_interval
 from optex_rl.errors import NumericalError
-from optex_rl.flags import add_config_arguments, config_from_flags
+from optex_rl.flags import add_config_arguments, given_options
 
 FIXED: Final[dict[str, Any]] = {"logdir": None, "run_name": None, "progress_bar": False, "eval_freq": 0}
 METHODS: Final = ("vanilla", "optex")
@@ -94,7 +94,8 @@ def measure(pool: ProcessPoolExecutor, flags: dict[str, Any], seeds: int, rate: 
     """Choose a rate unless there is one, and run the seeds with it."""
 
     def areas(rate: float, these: Iterable[int]) -> list[float]:
-        return list(pool.map(area, [config_from_flags(flags | {"learning_rate": rate, "seed": s}) for s in these]))
+        given = given_options(flags) | {"learning_rate": rate}
+        return list(pool.map(area, [TrainConfig(**given, seed=seed) for seed in these]))
 
     if rate is None:
         rate = best_rate(lambda rate: statistics.fmean(areas(rate, TUNING_SEEDS)), RATES[flags["optimizer"]])

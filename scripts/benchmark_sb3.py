@@ -28,6 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from optex_rl import OptEx
 from optex_rl.comparison import Curve, interquartile_mean, median, stratified_interval
+from optex_rl.race_report import figure
 from optex_rl.sb3 import NativeVecEnv, OptExA2C, make_sb3_vec_env, sb3_defaults
 from optex_rl.sb3_race import EvaluationClock
 
@@ -105,11 +106,6 @@ def methods(env_id: str, N: int, M: int) -> dict[str, Prepare]:
         "OptEx as optimizer_class": at_rate(1, drop_in, 1),
         **{f"OptExA2C, rate × {k}": at_rate(k, OptExA2C, N, parallelism=N) for k in (1, 2, 4)},
     }
-
-
-def figure(value: float, digits: int = 0) -> str:
-    """A number for the table; a dash for one that was not reached."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
 def reached(curves: list[Curve], threshold: float) -> str:

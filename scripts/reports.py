@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from optex_rl import ConfigError
+from optex_rl.race_report import figure
 
 from .curves import Curve
 
@@ -25,11 +26,6 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return convert
-
-
-def number(value: float, digits: int = 0) -> str:
-    """A number for a table; a dash for one that was not reached."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
 Cells = dict[tuple[str, float], list[Curve]]  # by name of the method and learning rate, one curve for each seed
@@ -62,7 +58,7 @@ def compared(curves: Sequence[Curve], references: Sequence[Curve]) -> str:
     iterations, seconds = (statistics.median_high(column) for column in zip(*reached, strict=True))
     ratio = own / iterations if 0 < iterations < math.inf else math.inf
     got_there = sum(math.isfinite(i) for i, _ in reached)
-    return f"{number(iterations)} | {number(ratio, 1)} | {number(seconds, 1)} | {got_there}/{len(curves)}"
+    return f"{figure(iterations)} | {figure(ratio, 1)} | {figure(seconds, 1)} | {got_there}/{len(curves)}"
 
 
 def header(first: str, figures: Sequence[str], reference: str) -> str:

@@ -15,7 +15,7 @@ from gymnasium.spaces import Box, MultiDiscrete
 
 from optex_rl.cli import build_parser, main
 from optex_rl.config import TrainConfig, load_config
-from optex_rl.flags import config_from_flags
+from optex_rl.flags import given_options
 
 SMALL = ["--n-envs", "4", "--n-steps", "32", "--iterations", "3", "--eval-episodes", "5", "--no-progress-bar"]
 
@@ -90,13 +90,13 @@ def test_tensorboard_steps_are_sequential_iterations(run_dir: Path) -> None:
 
 
 def test_flags_without_values_are_the_defaults() -> None:
-    assert config_from_flags(vars(build_parser().parse_args(["train"]))) == TrainConfig()
+    assert given_options(vars(build_parser().parse_args(["train"]))) == {}
 
 
 def test_flags_of_every_kind() -> None:
     flags = ["train", "--net-arch", "32", "16", "--lengthscale", "0.5", "--noise", "auto", "--max-grad-norm", "0.5"]
     flags += ["--no-normalize-advantage", "--logdir", "none", "--stride", "2", "--blocks", "groups"]
-    config = config_from_flags(vars(build_parser().parse_args(flags)))
+    config = TrainConfig(**given_options(vars(build_parser().parse_args(flags))))
     assert (config.net_arch, config.lengthscale, config.noise, config.max_grad_norm) == ((32, 16), 0.5, "auto", 0.5)
     assert (config.normalize_advantage, config.logdir, config.stride, config.blocks) == (False, None, 2, "groups")
 

@@ -158,7 +158,7 @@ def test_zero_grad(case: Case, N: int) -> None:
 
 
 @every_base
-@pytest.mark.parametrize("steps", range(14))
+@pytest.mark.parametrize("steps", [0, 2, 5, 8, 9, 10, 11])  # cold and warm, each position of the cycle of four
 def test_a_run_goes_on_bit_for_bit_from_every_position_of_a_cycle(case: Case, steps: int) -> None:
     one = started(case, 4, steps, stride=2, selection="last")
     assert_go_on_alike(one, resumed(case, *one, stride=2, selection="last"))
