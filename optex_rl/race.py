@@ -23,12 +23,14 @@ from .comparison import area, interquartile_mean
 from .config import TrainConfig
 from .errors import ConfigError, OptExError, RunFolderError
 from .interrupts import StopRequest, stop_on_interrupt
-from .options import check_at_least
+from .options import check_at_least, check_between
 from .race_methods import is_sb3, method_options
 from .race_runs import FIRST_TUNING_SEED, Job, Run, RunConfig, check_can_run, is_done, read_run, run_job
 from .rl_zoo3 import Sb3Config
 from .runs import locked
 
+MOST_SEEDS: Final = 10**4
+MOST_WORKERS: Final = 1024
 UNUSED: Final[dict[str, Any]] = {"logdir": None, "run_name": None, "progress_bar": False, "checkpoint_freq": 0}
 
 
@@ -55,7 +57,7 @@ class Race:
         progress_bar: whether to show one.
 
     Raises:
-        ConfigError: a number is below what is allowed, or a task or method is named twice.
+        ConfigError: a number is outside what is allowed, or a task or method is named twice.
     """
 
     folder: Path
@@ -72,9 +74,9 @@ class Race:
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
-        check_at_least("seeds", self.seeds, 1)
-        check_at_least("tuning_seeds", self.tuning_seeds, 1)
-        check_at_least("workers", self.workers, 0)
+        check_between("seeds", self.seeds, 1, MOST_SEEDS)
+        check_between("tuning_seeds", self.tuning_seeds, 1, MOST_SEEDS)
+        check_between("workers", self.workers, 0, MOST_WORKERS)
         for name in ("envs", "methods"):
             given = list(getattr(self, name))
             if not given or len(set(given)) < len(given):

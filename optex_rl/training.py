@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from .optimizer import OptEx
 from .rollout import Collector, spawn_seeds
 from .trouble import TroubleLog, describe, find_trouble, gather_evidence
 
+MOST_NUMBERS: Final = 2 * 10**9  # of an array: 8 GB in single precision
+
 
 class Trainer:
     """Wires the rooms together: environments, agent, optimizer; one call of `iterate` is one sequential iteration.
@@ -44,6 +46,9 @@ class Trainer:
         agent = make_agent(config.algo, **config.agent_options())
         envs = make_vec(config.env, config.num_points * config.envs_per_point)
         policy = build_policy(config, envs) if policy is None else policy
+        check_sizes(
+            config, observation_size(envs.single_observation_space), sum(p.numel() for p in policy.parameters())
+        )
         self.policy = policy.to(config.device)
         kwargs = fused_kwargs(config.optimizer)
         groups, critic = split_critic(policy) if config.n_critic_updates else (parameter_groups(policy), [])
@@ -213,6 +218,27 @@ class Trainer:
         self.evaluator.collector.envs.close()
         if self._evaluation_envs is not None:
             self._evaluation_envs.close()
+
+
+def check_sizes(config: TrainConfig, features: int, d: int) -> None:
+    """Refuse options of which an iteration could not be held in memory.
+
+    Args:
+        config: the options.
+        features: of an observation.
+        d: number of parameters.
+
+    Raises:
+        ConfigError: naming the first array that would be too large.
+    """
+    options = config.optex_options()
+    sizes = {"samples × features of an observation": config.samples * features}
+    if options.parallelism > 1:
+        sizes["history_size × parameters"] = options.history_size * d
+        sizes["parallelism × stride × parameters"] = options.parallelism * options.stride * d
+    for words, size in sizes.items():
+        if size > MOST_NUMBERS:
+            raise ConfigError(f"{words} must be at most {MOST_NUMBERS} numbers, got {size}")
 
 
 def build_policy(config: TrainConfig, envs: VectorEnv[Any, Any, Any]) -> MlpPolicy:
