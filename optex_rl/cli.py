@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from .checkpoints import load_checkpoint
+from .checkpoints import load_checkpoint, must_fit
 from .compare_command import add_compare_command
 from .config import LARGEST_SEED, MOST_EPISODES, TrainConfig, load_config
 from .envs import make_vec
@@ -167,7 +167,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
     config = load_config(options.run_dir / "config.yml")
     path = options.run_dir / ("best_model.pt" if options.best else "checkpoint.pt")
     content = load_checkpoint(path)
-    check_settings(path, content, config, IDENTITY)
+    with must_fit(path):
+        check_settings(path, content, config, IDENTITY)
     envs = make_vec(config.env, options.episodes)
     policy, normalizer = restore_policy(config, envs, path, content)
     returns = evaluate_policy(policy, envs, options.seed, normalizer)

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from .bases import check_name
-from .checkpoints import write_atomically
+from .checkpoints import read_regular, write_atomically
 from .errors import ConfigError, RunFolderError
 from .options import BLOCKS, SELECTIONS, OptExOptions, check_between, check_choice, shown
 from .predictors import PREDICTORS
@@ -24,6 +24,7 @@ LARGEST: Final = 1e38  # real number: single precision holds little more
 LARGEST_SEED: Final = 2**32 - 1  # that NumPy, PyTorch and Gymnasium all take
 MOST_EPISODES: Final = 10**5  # of an evaluation: each has an environment of its own
 MOST_LAYERS: Final = 16
+MOST_BYTES: Final = 2**20  # of config.yml
 MOST_SAMPLES: Final = 10**7  # of an iteration, which has them all in memory
 # Options that may differ between a run and its resumption: how long it is, and where and how it is written and shown.
 FREE: Final = (
@@ -268,10 +269,11 @@ def load_config(path: Path) -> TrainConfig:
         RunFolderError: the file is missing or is no such file.
         ConfigError: an option is outside what is allowed.
     """
+    data = read_regular(path, "the options of a run", MOST_BYTES)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(data.decode())
     # PyYAML raises more than its own errors: for dates that are none, numbers that are none, and bottomless nests.
-    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RunFolderError(f"{path} cannot be read as the options of a run: {reason}") from error
     known = {spec.name for spec in dataclasses.fields(TrainConfig)}

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
+from .checkpoints import read_regular
 from .errors import RunFolderError
 from .rollout import Episode
 
@@ -119,7 +120,7 @@ class RunLog:
     def _take_back(self, iteration: int, position: int) -> None:
         """Cut progress.csv to its first ``position`` bytes, which must hold so many iterations."""
         path = self._run_dir / "progress.csv"
-        whole = path.read_bytes()
+        whole = read_regular(path, "the progress of a run")
         lines = whole[:position].split(b"\r\n")
         numbers = [line.split(b",")[0] for line in lines]
         expected = [b"iteration", *(str(i).encode() for i in range(1, iteration + 1)), b""]
