@@ -201,14 +201,20 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue, bit for bit, from what `get_state` returned.
 
-        Raises ConfigError if it comes from another task or another number of sub-environments.
+        Raises ConfigError if it comes from another task or another number of sub-environments, ValueError if an episode
+        is not between its beginning and its time limit.
         """
         shape = (state["env_id"], len(state["state"]))
         if shape != (self.env_id, self.num_envs):
             raise ConfigError(f"this is {self.num_envs} x {self.env_id}, the saved state is {shape[1]} x {shape[0]}.")
+        elapsed = state["elapsed_steps"].numpy()
+        if not ((elapsed >= 0) & (elapsed < self.max_episode_steps)).all():
+            raise ValueError(
+                f"elapsed_steps must be between 0 and {self.max_episode_steps - 1}, got {elapsed.tolist()}"
+            )
         self._hold(state["state"].numpy())
         self._clock = 0
-        self._started = -state["elapsed_steps"].numpy().copy()
+        self._started = -elapsed
         self._limit_due = int(self._started.min()) + self.max_episode_steps
         self._returns = state["returns"].numpy().copy()
         self._generators = [np.random.default_rng(0) for _ in state["generators"]]

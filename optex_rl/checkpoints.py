@@ -9,17 +9,21 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from .errors import RunFolderError
+from .errors import OptExError, RunFolderError
 
 FORMAT_VERSION: Final = 4
+MOST_BYTES: Final = 2**33  # of a checkpoint, and of any other file of a run
+MOST_BITS: Final = 128  # of a whole number: those of a random generator's state
 MAGIC: Final = b"optex-rl checkpoint "
 _DIGEST_SIZE: Final = hashlib.sha256().digest_size
 _FOOTER_SIZE: Final = len(MAGIC) + 4 + _DIGEST_SIZE
@@ -46,7 +50,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # what a kill left, or a link or a pipe that somebody put there
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -73,26 +78,68 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: the file is missing, damaged, or of another version.
     """
-    data = _checked(path)
+    if not os.path.exists(path):
+        raise RunFolderError(f"there is no checkpoint {path}")
+    data = _checked(path, read_regular(path, "a checkpoint"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch muses about formats that end in the error below
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch makes of it, somebody's file is no reason for a traceback
         raise RunFolderError(f"{path} is damaged or no checkpoint of optex-rl") from error
-    if not isinstance(content, dict) or content.get("version") != FORMAT_VERSION:
-        raise RunFolderError(f"{path} is no checkpoint of optex-rl, version {FORMAT_VERSION}")
+    with must_fit(path):
+        if not isinstance(content, dict) or content.get("version") != FORMAT_VERSION:
+            raise RunFolderError(f"{path} is no checkpoint of optex-rl, version {FORMAT_VERSION}")
     return content
 
 
-def _checked(path: Path) -> bytes:
-    """What stands before the footer, if the footer says that it is as it was written."""
+def read_regular(path: Path, what: str, most_bytes: int = MOST_BYTES) -> bytes:
+    """Content of a file that somebody else may have put there: a regular one, and of a size that can be read.
+
+    Args:
+        path: the file, or a link to it.
+        what: what it is read as, for the message.
+        most_bytes: the most that it may have.
+
+    Raises:
+        RunFolderError: it is missing, too large, or a pipe, a device or a folder, which could keep us reading for ever.
+    """
+
+    def without_waiting(name: str, flags: int) -> int:  # for the other end of a pipe
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
     try:
-        whole = path.read_bytes()
-    except FileNotFoundError as error:
-        raise RunFolderError(f"there is no checkpoint {path}") from error
+        with open(path, "rb", opener=without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError("it is no regular file")
+            if status.st_size > most_bytes:
+                raise OSError(f"it has {status.st_size} bytes, and more than {most_bytes} are not read")
+            return file.read(most_bytes)
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read as a checkpoint: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise RunFolderError(f"{path} cannot be read as {what}: {reason}") from error
+
+
+@contextmanager
+def must_fit(path: Path) -> Iterator[None]:
+    """The border around what uses the content of a checkpoint.
+
+    Raises:
+        RunFolderError: something failed in the block; it says that the checkpoint does not fit, and why.
+    """
+    try:
+        yield
+    except RunFolderError:
+        raise
+    except Exception as error:  # it is somebody's file: whatever comes of it, a traceback would tell them nothing
+        reason = "".join(str(error).splitlines()[:1])
+        kind = "" if isinstance(error, OptExError) else f"{type(error).__name__}: "
+        raise RunFolderError(f"{path}: this checkpoint does not fit, because {kind}{reason}") from error
+
+
+def _checked(path: Path, whole: bytes) -> bytes:
+    """What stands before the footer, if the footer says that it is as it was written."""
     data, footer = whole[:-_FOOTER_SIZE], whole[-_FOOTER_SIZE:]
     magic, digest = footer[: len(MAGIC)], footer[-_DIGEST_SIZE:]
     if magic != MAGIC or digest != hashlib.sha256(data).digest():
@@ -106,6 +153,9 @@ def _checked(path: Path) -> bytes:
 def check_like(path: str, value: Any, template: Any) -> None:
     """Refuse a loaded ``value`` that is not built like ``template``: keys, types, lengths, shapes and precisions.
 
+    Neither does it pass with numbers that are longer than any, or tensors with less behind them than their shape says:
+    some kernels write to these without looking.
+
     A template that is None, or an empty list or dictionary, admits anything of its kind.
 
     Raises:
@@ -115,10 +165,15 @@ def check_like(path: str, value: Any, template: Any) -> None:
         return
     if type(value) is not type(template):
         raise RunFolderError(f"{path} must be of type {type(template).__name__}, it is {type(value).__name__}")
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise RunFolderError(f"{path} must be a number of at most {MOST_BITS} bits, it has {value.bit_length()}")
     if isinstance(template, Tensor):
         kinds = [(list(tensor.shape), tensor.dtype) for tensor in (value, template)]
         if kinds[0] != kinds[1]:
             raise RunFolderError(f"{path} must be {kinds[1][0]} {kinds[1][1]}, it is {kinds[0][0]} {kinds[0][1]}")
+        end = value.storage_offset() + value.numel()
+        if end * value.element_size() > value.untyped_storage().nbytes():  # repeated by its strides alone
+            raise RunFolderError(f"{path} has fewer numbers than its shape says")
     elif isinstance(template, dict):
         _check_entries(path, value, template)
     elif isinstance(template, (list, tuple)):

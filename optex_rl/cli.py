@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 
-from .checkpoints import load_checkpoint
+from .checkpoints import load_checkpoint, must_fit
 from .compare_command import add_compare_command
-from .config import TrainConfig, load_config
+from .config import LARGEST_SEED, MOST_EPISODES, TrainConfig, load_config
 from .envs import make_vec
 from .errors import ConfigError, OptExError
 from .evaluation import evaluate_policy
 from .flags import add_config_arguments, given_options
 from .loop import TrainResult, resume, train
-from .options import check_at_least
+from .options import check_between
 from .restore import restore_policy
 from .runs import IDENTITY, check_settings
 from .settings import tuned_options
 from .video import record_episode
+
+MOST_THREADS: Final = 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,18 +35,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
-        check_at_least("threads", options.threads, 1)
+        check_between("threads", options.threads, 1, MOST_THREADS)
         torch.set_num_threads(options.threads)
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
             status: int = options.run(options)
     except OptExError as error:
-        print(f"optex-rl: error: {error}", file=sys.stderr)
+        print("optex-rl: error:", *str(error).splitlines(), file=sys.stderr)  # one line, whatever it quotes
         return 2 if isinstance(error, ConfigError) else 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print("optex-rl: error: out of memory: choose fewer environments, steps, points or episodes", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("optex-rl: stopped", file=sys.stderr)
         return 130
     return status
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was refused; of torch's errors only the text says so."""
+    return isinstance(error, MemoryError) or {"allocate", "memory"} <= set(re.findall("[a-z]+", str(error)))
 
 
 def show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
@@ -149,12 +162,13 @@ def print_summary(result: TrainResult) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> int:
     """The command evaluate."""
-    if options.episodes < 1:
-        raise ConfigError(f"episodes must be a whole number of at least 1, got {options.episodes}")
+    check_between("episodes", options.episodes, 1, MOST_EPISODES)
+    check_between("seed", options.seed, 0, LARGEST_SEED)
     config = load_config(options.run_dir / "config.yml")
     path = options.run_dir / ("best_model.pt" if options.best else "checkpoint.pt")
     content = load_checkpoint(path)
-    check_settings(path, content, config, IDENTITY)
+    with must_fit(path):
+        check_settings(path, content, config, IDENTITY)
     envs = make_vec(config.env, options.episodes)
     policy, normalizer = restore_policy(config, envs, path, content)
     returns = evaluate_policy(policy, envs, options.seed, normalizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -80,6 +81,6 @@ class CriticUpdates:
         return {"optimizer": self.base.base.state_dict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        self.base.base.load_state_dict(state["optimizer"])
+        """Go on from `state_dict`, which stays as it is: torch's Adam alone would take its tensors over."""
+        self.base.base.load_state_dict(deepcopy(state["optimizer"]))
         self.generator.set_state(state["generator"])

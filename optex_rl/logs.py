@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from .checkpoints import write_atomically
+from .checkpoints import read_regular, write_atomically
 from .errors import RunFolderError
 from .rollout import Episode
 
@@ -109,7 +109,7 @@ class RunLog:
 
     def _take_back(self, iteration: int) -> list[str]:
         """Cut progress.csv off after so many iterations; returns its columns."""
-        lines = self._path.read_bytes().split(b"\r\n")
+        lines = read_regular(self._path, "the progress of a run").split(b"\r\n")
         kept = lines[: iteration + 1]
         expected = [b"iteration", *(str(i).encode() for i in range(1, iteration + 1))]
         columns = kept[0].decode(errors="replace").split(",")

@@ -13,7 +13,7 @@ from typing import Any, Final
 from torch import nn
 
 from .agents import Agent
-from .checkpoints import load_checkpoint, save_checkpoint
+from .checkpoints import load_checkpoint, must_fit, read_regular, save_checkpoint
 from .config import TrainConfig, load_config
 from .errors import NumericalError, ResumeWarning, RunFolderError
 from .interrupts import StopRequest, stop_on_interrupt
@@ -211,9 +211,10 @@ def resume(
         stack.enter_context(locked(run_dir))
         config = load_config(run_dir / "config.yml")
         content = load_checkpoint(path) if path.exists() else None
-        if content is not None:
-            check_settings(path, content, config)
-        total = total_iterations(path, content, config.iterations, iterations)
+        with must_fit(path):
+            if content is not None:
+                check_settings(path, content, config)
+            total = total_iterations(path, content, config.iterations, iterations)
         trainer = Trainer(dataclasses.replace(config, iterations=total), policy, agent, evaluator)
         stack.callback(trainer.close)
         if content is not None:
@@ -236,7 +237,9 @@ def _check_run_folder(run_dir: Path) -> None:
     if not (run_dir / "config.yml").exists():
         raise RunFolderError(f"{run_dir} holds no config.yml, so no run began in it: remove it and start the run anew")
     progress = run_dir / "progress.csv"
-    if not (run_dir / "checkpoint.pt").exists() and progress.exists() and progress.read_bytes().count(b"\n") > 1:
+    if (run_dir / "checkpoint.pt").exists() or not progress.exists():
+        return
+    if read_regular(progress, "the progress of a run").count(b"\n") > 1:
         raise RunFolderError(f"{run_dir} holds progress but no checkpoint.pt, so it cannot go on: start another run")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,6 +26,27 @@ def check_at_least(name: str, value: int, least: int) -> None:
     """Raise a ConfigError unless ``value`` is a whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_between(
+    name: str, value: float, low: float, high: float, kind: str = "a whole number", other: str = ""
+) -> None:
+    """Raise a ConfigError unless ``low <= value <= high``, where ``kind`` is a whole number or any.
+
+    The message names what ``other`` is allowed as well.
+    """
+    fits = isinstance(value, int if kind == "a whole number" else (int, float)) and not isinstance(value, bool)
+    if not (fits and low <= value <= high):
+        allowed = f"{kind} between {low} and {high}" + (f", or {other}" if other else "")
+        raise ConfigError(f"{name} must be {allowed}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """``value`` for a message, of bounded length whatever a file of options holds."""
+    try:
+        return reprlib.repr(value) if isinstance(value, (list, tuple, dict)) else repr(value)
+    except ValueError:  # Python prints no whole number of thousands of digits
+        return f"one of type {type(value).__name__} that is too long to be printed"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .checkpoints import read_regular
 from .errors import ConfigError, RunFolderError
 
 CURVES = (("cumulative_average_reward", "cumulative average reward"), ("ep_rew_mean", "mean return, last 100 episodes"))
@@ -19,11 +21,12 @@ def read_progress(run_dir: Path, columns: Sequence[str]) -> list[list[float]]:
         RunFolderError: the file is missing or is no such file.
     """
     path = run_dir / "progress.csv"
+    data = read_regular(path, "the progress of a run")
     try:
-        with path.open(newline="") as file:
-            rows = [[row[name] for name in ("iteration", *columns)] for row in csv.DictReader(file)]
+        reader = csv.DictReader(io.StringIO(data.decode(), newline=""))
+        rows = [[row[name] for name in ("iteration", *columns)] for row in reader]
         return [list(values) for values in zip(*([float(v) for v in row] for row in rows if all(row)), strict=True)]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise RunFolderError(f"{path} cannot be read as the progress of a run") from error
 
 

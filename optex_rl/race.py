@@ -25,13 +25,15 @@ from .comparison import tuning_score
 from .config import TrainConfig
 from .errors import ConfigError, OptExError, RunFolderError
 from .interrupts import StopRequest, stop_on_interrupt
-from .options import check_at_least
+from .options import check_at_least, check_between
 from .race_methods import is_sb3, method_options
 from .race_runs import FIRST_TUNING_SEED, Job, RunConfig, check_can_run, is_done, read_run, run_job, threshold_of
 from .race_tuning import Axis, Setting, search
 from .rl_zoo3 import Sb3Config
 from .runs import locked
 
+MOST_SEEDS: Final = 10**4
+MOST_WORKERS: Final = 1024
 UNUSED: Final[dict[str, Any]] = {"logdir": None, "run_name": None, "progress_bar": False, "checkpoint_freq": 0}
 SHORT: Final = {"learning_rate": "lr", "ent_coef": "ent"}  # in the names of settings
 BAR: Final = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {postfix}]"
@@ -62,7 +64,7 @@ class Race:
         progress_bar: whether to show one.
 
     Raises:
-        ConfigError: a number is below what is allowed, a task or method is named twice, or a task has no threshold.
+        ConfigError: a number is outside what is allowed, a task or method is named twice, or a task has no threshold.
     """
 
     folder: Path
@@ -80,9 +82,9 @@ class Race:
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
-        check_at_least("seeds", self.seeds, 1)
-        check_at_least("tuning_seeds", self.tuning_seeds, 1)
-        check_at_least("workers", self.workers, 0)
+        check_between("seeds", self.seeds, 1, MOST_SEEDS)
+        check_between("tuning_seeds", self.tuning_seeds, 1, MOST_SEEDS)
+        check_between("workers", self.workers, 0, MOST_WORKERS)
         for name in ("envs", "methods"):
             given = list(getattr(self, name))
             if not given or len(set(given)) < len(given):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from .checkpoints import write_atomically
+from .checkpoints import read_regular, write_atomically
 from .comparison import Curve, held
 from .config import TrainConfig
 from .envs import make_vec
@@ -31,6 +31,7 @@ THRESHOLDS: Final[dict[str, float]] = {
     "Pendulum-v1": -200.0,
     "LunarLander-v3": 150.0,
 }
+MOST_BYTES: Final = 2**28  # of the file of a run
 
 RunConfig: TypeAlias = TrainConfig | Sb3Config
 Point: TypeAlias = tuple[int, int, float, float, float]  # one evaluation, in the order of `Curve`
@@ -194,14 +195,15 @@ def read_run(path: Path) -> Run:
     Raises:
         RunFolderError: the file cannot be read, or is no such file.
     """
+    data = read_regular(path, "a run of a comparison", MOST_BYTES)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(data)
         curve = Curve(*(tuple(content["curve"][name]) for name in Curve._fields))
         lengths = set(map(len, curve))
         if len(lengths) != 1 or lengths <= {0, 1}:
             raise ValueError("a curve needs two evaluations or more")
         return Run(**content | {"curve": curve})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunFolderError(f"{path} cannot be read as a run of a comparison: remove it") from error
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
+from .config import LARGEST_SEED, MOST_EPISODES
 from .errors import ConfigError
-from .options import check_at_least
+from .options import check_between
 
 
 @functools.cache
@@ -37,7 +38,7 @@ class Sb3Config:
         eval_episodes: episodes of each.
 
     Raises:
-        ConfigError: there are no settings for the task, or a number is below what is allowed.
+        ConfigError: there are no settings for the task, or a number is outside what is allowed.
     """
 
     algo: str
@@ -50,10 +51,11 @@ class Sb3Config:
     def __post_init__(self) -> None:
         if self.algo not in _table().get(self.env, {}):
             raise ConfigError(f"there are no settings of rl_zoo3 for {self.algo} on {self.env}: {', '.join(_table())}")
-        for name in ("evaluations", "eval_episodes"):
-            check_at_least(name, getattr(self, name), 1)
+        check_between("seed", self.seed, 0, LARGEST_SEED)
+        check_between("evaluations", self.evaluations, 1, 10**6)
+        check_between("eval_episodes", self.eval_episodes, 1, MOST_EPISODES)
         if self.steps is not None:
-            check_at_least("steps", self.steps, 1)
+            check_between("steps", self.steps, 1, 10**9)
 
     def options(self) -> dict[str, Any]:
         """What rl_zoo3 says, as in its file."""

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import asdict
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from .optimizer import OptEx
 from .rollout import Collector, spawn_seeds
 from .trouble import TroubleLog, describe, find_trouble, gather_evidence
 
+MOST_NUMBERS: Final = 2 * 10**9  # of an array: 8 GB in single precision
 EvaluatorFactory: TypeAlias = Callable[[TrainConfig, Agent, StackedPolicy], Evaluator]
 
 
@@ -76,6 +77,7 @@ class Trainer:
         with closing(make_vec(config.env, 1)) as envs:
             spaces = envs.single_observation_space, envs.single_action_space
         policy = build_policy(config, agent, *spaces) if policy is None else policy
+        check_sizes(config, observation_size(spaces[0]), sum(p.numel() for p in policy.parameters()))
         self.policy = policy.to(config.device)
         groups, critic = split_critic(policy) if config.n_critic_updates else (parameter_groups(policy), [])
         base = make_base(config.optimizer, groups, config.learning_rate, fused_kwargs(config.optimizer))
@@ -233,6 +235,27 @@ class Trainer:
         self.evaluator.close()
         if self._evaluation_envs is not None:
             self._evaluation_envs.close()
+
+
+def check_sizes(config: TrainConfig, features: int, d: int) -> None:
+    """Refuse options of which an iteration could not be held in memory.
+
+    Args:
+        config: the options.
+        features: of an observation.
+        d: number of parameters.
+
+    Raises:
+        ConfigError: naming the first array that would be too large.
+    """
+    options = config.optex_options()
+    sizes = {"samples × features of an observation": config.samples * features}
+    if options.parallelism > 1:
+        sizes["history_size × parameters"] = options.history_size * d
+        sizes["parallelism × stride × parameters"] = options.parallelism * options.stride * d
+    for words, size in sizes.items():
+        if size > MOST_NUMBERS:
+            raise ConfigError(f"{words} must be at most {MOST_NUMBERS} numbers, got {size}")
 
 
 def build_policy(config: TrainConfig, agent: Agent, observations: Space[Any], actions: Space[Any]) -> MlpPolicy:

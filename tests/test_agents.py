@@ -281,7 +281,7 @@ def test_a_policy_without_a_critic_is_refused(agent: ActorCritic | Reinforce) ->
         (lambda: make_agent("a2c", gamma=True), r"^gamma must be a number between 0 and 1, got True\.$"),
         (lambda: make_agent("a2c", gamma="0.9"), r"^gamma must be a number between 0 and 1, got '0\.9'\.$"),
         (lambda: make_agent("reinforce", baseline=1), r"^baseline must be True or False, got 1\.$"),
-        (lambda: make_agent("dqn"), r"^Unknown agent 'dqn': choose one of a2c, ppo, reinforce\.$"),
+        (lambda: make_agent("dqn"), r"^Unknown agent 'dqn': choose one of a2c, ppo, reinforce, trpo\.$"),
         (lambda: make_agent("reinforce", gae_lambda=0.9), r"^Agent 'reinforce' has no hyper-parameter gae_lambda: it"),
     ],
 )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from optex_rl import RunFolderError, checkpoints
-from optex_rl.checkpoints import load_checkpoint, save_checkpoint
+from optex_rl import ConfigError, RunFolderError, checkpoints
+from optex_rl.checkpoints import load_checkpoint, must_fit, save_checkpoint
 
 
 class Trap:
@@ -41,6 +42,38 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
     with pytest.raises(RunFolderError, match="cannot be written: No space left"):
         save_checkpoint(path, {"step": 2})
     assert load_checkpoint(path)["step"] == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_link_in_place_of_the_temporary_file_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "c.pt.tmp").symlink_to(tmp_path / "precious")
+    save_checkpoint(tmp_path / "c.pt", {"step": 1})
+    assert (tmp_path / "precious").read_text() == "kept"
+    assert load_checkpoint(tmp_path / "c.pt")["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("too many\nlines"), "ValueError: too many"),
+        (KeyError("exp_avg"), "KeyError: 'exp_avg'"),
+        (RecursionError(), "RecursionError: "),
+        (ConfigError("this is 4 x CartPole-v1"), "this is 4 x CartPole-v1"),
+    ],
+)
+def test_whatever_fails_behind_the_border_is_a_sentence(error: Exception, reason: str) -> None:
+    with pytest.raises(RunFolderError) as refused, must_fit(Path("c.pt")):
+        raise error
+    assert str(refused.value) == f"c.pt: this checkpoint does not fit, because {reason}"
+    assert refused.value.__cause__ is error
+
+
+def test_what_passes_the_border() -> None:
+    with pytest.raises(RunFolderError, match=r"^as it was$"), must_fit(Path("c.pt")):
+        raise RunFolderError("as it was")
+    with pytest.raises(KeyboardInterrupt), must_fit(Path("c.pt")):
+        raise KeyboardInterrupt
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:

@@ -106,18 +106,18 @@ def test_flags_of_every_kind() -> None:
     [
         (["--env", "CartPoll-v1"], "CartPole-v1"),
         (["--optimizer", "adan"], "did you mean 'adam'"),
-        (["--parallelism", "0"], "parallelism must be a whole number of at least 1, got 0"),
-        (["--threads", "0"], "threads must be a whole number of at least 1, got 0"),
-        (["--n-envs", "0"], "n_envs must be a whole number of at least 1, got 0"),
-        (["--iterations", "-3"], "iterations must be a whole number of at least 1, got -3"),
-        (["--learning-rate", "nan"], "learning_rate must be a number of at least 0, got nan"),
-        (["--learning-rate", "-1"], "learning_rate must be a number of at least 0, got -1.0"),
+        (["--parallelism", "0"], "parallelism must be a whole number between 1 and 1000, got 0"),
+        (["--threads", "0"], "threads must be a whole number between 1 and 1024, got 0"),
+        (["--n-envs", "0"], "n_envs must be a whole number between 1 and 1000000, got 0"),
+        (["--iterations", "-3"], "iterations must be a whole number between 1 and 1000000000, got -3"),
+        (["--learning-rate", "nan"], "learning_rate must be a number between 0 and 1e+38, got nan"),
+        (["--learning-rate", "-1"], "learning_rate must be a number between 0 and 1e+38, got -1.0"),
         (["--kernel", "linear"], "kernel must be one of matern12, matern32, matern52, rbf, got 'linear'"),
         (["--lengthscale", "long"], "lengthscale must be a positive number, 'auto' or 'median', got 'long'"),
-        (["--noise", "-0.1"], "noise must be a number of at least 0, or 'auto', got -0.1"),
-        (["--history-size", "1"], "history_size must be a whole number of at least 2, got 1"),
+        (["--noise", "-0.1"], "noise must be a number between 0 and 1e+38, or 'auto', got -0.1"),
+        (["--history-size", "1"], "history_size must be a whole number between 2 and 10000, or none, got 1"),
         (["--gamma", "1.5"], "gamma must be a number between 0 and 1, got 1.5"),
-        (["--net-arch", "0"], "net_arch must be a list of whole numbers of at least 1, got (0,)"),
+        (["--net-arch", "0"], "net_arch must be a list of at most 16 whole numbers between 1 and 4096, got (0,)"),
         (["--device", "warp"], "device 'warp' cannot be used here"),
         (["--run-name", "../up"], "run_name must be a plain folder name"),
     ],
@@ -154,9 +154,8 @@ def test_a_log_directory_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_evaluate_what_is_no_run(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expect_refusal(["evaluate", str(tmp_path / "nothing")], "cannot be read as the options of a run", capsys)
-    expect_refusal(
-        ["evaluate", str(run_dir), "--episodes", "0"], "episodes must be a whole number of at least 1", capsys
-    )
+    message = "episodes must be a whole number between 1 and 100000, got 0"
+    expect_refusal(["evaluate", str(run_dir), "--episodes", "0"], message, capsys)
     checkpoint = run_dir / "checkpoint.pt"
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[: len(whole) // 2])

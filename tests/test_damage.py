@@ -8,6 +8,9 @@ import math
 import os
 import random
 import shutil
+import signal
+import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optex_rl import OptExError, RunFolderError, TrainConfig, resume, train
-from optex_rl.checkpoints import load_checkpoint, save_checkpoint
+from optex_rl.checkpoints import MAGIC, load_checkpoint, save_checkpoint
 from optex_rl.cli import main
 from optex_rl.config import load_config
 
 from .test_resume import assert_same_runs, start
 
+MAGIC_AND_REST = len(MAGIC) + 4 + 32  # bytes of the footer
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
@@ -58,36 +62,123 @@ def fresh_copy(runs: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(runs / "three", folder))
 
 
-@pytest.mark.parametrize("name", ["checkpoint.pt", "best_model.pt"])
-def test_flipped_bits_and_cut_files(runs: Path, tmp_path: Path, name: str) -> None:
-    """1,200 cases for each file: the checksum sees every one of them."""
-    whole, rng, path = (runs / "three" / name).read_bytes(), random.Random(0), tmp_path / name
-    places = [rng.randrange(8 * len(whole)) for _ in range(1000)]
-    lengths = [rng.randrange(len(whole)) for _ in range(198)] + [0, len(whole) - 1]
-    for place in places:
-        damaged = bytearray(whole)
-        damaged[place // 8] ^= 1 << place % 8
-        path.write_bytes(damaged)
-        with pytest.raises(RunFolderError, match="no checkpoint of optex-rl"):
-            load_checkpoint(path)
-    for length in lengths:
-        path.write_bytes(whole[:length])
+def regions(checkpoint: Path) -> list[int]:
+    """A byte in each part of a checkpoint: the archive's head, values, numbers and index, and the footer's three."""
+    with zipfile.ZipFile(checkpoint) as archive:
+        heads = [entry.header_offset for entry in archive.infolist() if entry.filename.endswith(("data.pkl", "data/0"))]
+        index = archive.start_dir
+    return [0, *(head + 100 for head in heads), index + 10, -MAGIC_AND_REST, -MAGIC_AND_REST + len(MAGIC), -1]
+
+
+def test_flipped_bits_and_cut_files(runs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    whole = (runs / "three" / "checkpoint.pt").read_bytes()
+    damaged = [whole[:length] for length in (0, 10, len(whole) // 2, len(whole) - MAGIC_AND_REST, len(whole) - 1)]
+    for place in regions(runs / "three" / "checkpoint.pt"):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        damaged.append(bytes(flipped))
+    assert len(set(damaged)) == 12
+    for data in damaged:
+        path.write_bytes(data)
         with pytest.raises(RunFolderError, match="no checkpoint of optex-rl"):
             load_checkpoint(path)
 
 
 def test_damage_that_reaches_the_command_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rng, folder = random.Random(1), fresh_copy(runs, tmp_path)
-    whole = (folder / "checkpoint.pt").read_bytes()
-    for _ in range(20):
-        damaged = bytearray(whole)
-        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
-        (folder / "checkpoint.pt").write_bytes(damaged)
-        capsys.readouterr()
-        for arguments in (["train", "--resume", str(folder), "--iterations", "4"], ["evaluate", str(folder)]):
-            assert main(arguments) in (1, 2)
-            (line,) = capsys.readouterr().err.splitlines()
-            assert line.startswith("optex-rl: error: ")
+    folder = fresh_copy(runs, tmp_path)
+    whole = bytearray((folder / "checkpoint.pt").read_bytes())
+    whole[len(whole) // 2] ^= 1
+    (folder / "checkpoint.pt").write_bytes(whole)
+    for arguments in (["train", "--resume", str(folder), "--iterations", "4"], ["evaluate", str(folder)]):
+        assert "no checkpoint of optex-rl" in refused_line(arguments, capsys)
+
+
+def refused_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command says when it is refused."""
+    capsys.readouterr()
+    assert main(arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("optex-rl: error: ")
+    return line
+
+
+@pytest.fixture
+def _no_waiting() -> Iterator[None]:
+    """A test that waits for ever fails."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("still waiting"))
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def put_pipe(path: Path) -> str:
+    os.mkfifo(path)
+    return "it is no regular file"
+
+
+def put_endless(path: Path) -> str:
+    path.symlink_to("/dev/zero")
+    return "it is no regular file"
+
+
+def put_huge(path: Path) -> str:
+    """8 GiB and a byte, all of it a hole."""
+    path.touch()
+    os.truncate(path, 2**33 + 1)
+    return "it has 8589934593 bytes, and more than "
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such files there")
+@pytest.mark.usefixtures("_no_waiting")
+@pytest.mark.parametrize("put", [put_pipe, put_endless, put_huge])
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("config.yml", ["train", "--iterations", "4", "--resume"]),
+        ("config.yml", ["evaluate"]),
+        ("checkpoint.pt", ["train", "--iterations", "4", "--resume"]),
+        ("checkpoint.pt", ["evaluate"]),
+        ("best_model.pt", ["evaluate", "--best"]),
+        ("progress.csv", ["train", "--iterations", "4", "--resume"]),
+        ("progress.csv", ["plot"]),
+        ("a.json", ["compare", "--report-only", "--folder"]),
+    ],
+)
+def test_files_without_an_end(
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    command: list[str],
+    put: Callable[[Path], str],
+) -> None:
+    path = fresh_copy(runs, tmp_path) / name
+    path.unlink(missing_ok=True)
+    reason = put(path)
+    line = refused_line([*command, str(path.parent)], capsys)
+    assert f"{path} cannot be read as " in line
+    assert reason in line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such files there")
+@pytest.mark.usefixtures("_no_waiting")
+def test_progress_without_an_end_and_without_a_checkpoint(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fresh_copy(runs, tmp_path)
+    for name in ("checkpoint.pt", "progress.csv"):
+        (folder / name).unlink()
+    put_pipe(folder / "progress.csv")
+    assert "it is no regular file" in refused_line(["train", "--resume", str(folder)], capsys)
+
+
+def test_a_link_to_a_file_is_the_file(runs: Path, tmp_path: Path) -> None:
+    folder = fresh_copy(runs, tmp_path)
+    (folder / "config.yml").rename(tmp_path / "elsewhere.yml")
+    (folder / "config.yml").symlink_to(tmp_path / "elsewhere.yml")
+    assert resume(folder, iterations=4).iterations == 4
 
 
 def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -124,6 +215,44 @@ def _of_another_precision(value: Any) -> Any:
 
 def _not_finite(value: Any) -> Any:
     return value * math.nan if isinstance(value, torch.Tensor) and value.is_floating_point() else math.nan
+
+
+def few_numbers(value: Any) -> Any:
+    """The shape of a tensor with one number behind it."""
+    return torch.zeros(()).expand(value.shape)
+
+
+FORGED: list[tuple[tuple[Any, ...], Any, str]] = [
+    (("version",), torch.tensor([3, 3]), "this checkpoint does not fit, because RuntimeError: "),
+    (("settings", "gamma"), torch.tensor([0.99, 0.99]), "this checkpoint does not fit, because RuntimeError: "),
+    (("settings", "env"), {"a": torch.zeros(2, 2)}, "is from a run with env "),
+    (("network",), {"shapes": torch.zeros(2)}, "holds a policy of another network"),
+    (("optimizer", "param_groups", 0, "amsgrad"), True, "this checkpoint does not fit, because KeyError: "),
+    (("optimizer", "param_groups", 0, "differentiable"), True, "this checkpoint does not fit, because RuntimeError: "),
+    (("optimizer", "state", 0, "exp_avg"), torch.zeros(1), "optimizer.state.0.exp_avg must be [4, 4]"),
+    (("optimizer", "state", 0, "exp_avg"), few_numbers, "exp_avg has fewer numbers than its shape says"),
+    (("optimizer", "optex", "history", "steps"), torch.zeros(6, 55), "history must have at most 5 pairs"),
+    (("episodes", "count"), 10**300, "episodes.count must be a number of at most 128 bits"),
+    (("evaluator", "envs", "elapsed_steps"), torch.full((4,), -(2**63)), "does not fit, because ValueError: "),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "message"), FORGED, ids=[".".join(map(str, f[0])) for f in FORGED])
+def test_forged_content(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: tuple[Any, ...], value: Any, message: str
+) -> None:
+    """A checksum that is right, around what no run has written: one sentence, and nothing in the folder changes."""
+    folder = fresh_copy(runs, tmp_path)
+    content = load_checkpoint(folder / "checkpoint.pt")
+    change = value if callable(value) else lambda _: value
+    save_checkpoint(folder / "checkpoint.pt", with_change(content, place, change))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    line = refused_line(["train", "--resume", str(folder), "--iterations", "4"], capsys)
+    assert str(folder / "checkpoint.pt") in line
+    assert message in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    if place[0] in ("version", "network") or place == ("settings", "env"):  # what a policy cannot be used without
+        assert message in refused_line(["evaluate", str(folder)], capsys)
 
 
 CHANGES: list[Any] = [REMOVE, _of_another_shape, _of_another_precision, _not_finite]

@@ -404,7 +404,7 @@ def test_other_options_need_another_folder(finished: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--seeds", "0"], "seeds must be a whole number of at least 1, got 0"),
+        (["--seeds", "0"], "seeds must be a whole number between 1 and 10000, got 0"),
         (["--learning-rates", "0"], "learning_rates must be factors above 0"),
         (["--methods", "magic"], "methods must be among"),
         (["--methods", "optex", "optex"], "methods must be given, each once, got optex, optex"),

@@ -62,8 +62,8 @@ def test_unknown_options_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"noise_repeat": 0}, "noise_repeat must be a whole number of at least 1, got 0"),
-        ({"log_std_init": float("inf")}, "log_std_init must be a finite number, got inf"),
+        ({"noise_repeat": 0}, "noise_repeat must be a whole number between 1 and 1000000, got 0"),
+        ({"log_std_init": float("inf")}, "log_std_init must be a number between -20 and 20, got inf"),
         ({"normalize_obs": 1}, "normalize_obs must be bool, got 1"),
     ],
 )
