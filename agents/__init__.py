@@ -5,25 +5,25 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, Final
 
-from ..errors import ConfigError
+from ..common.errors import ConfigError
 from .actor_critic import ActorCritic as ActorCritic
 from .actor_critic import Rows as Rows
-from .batch import Agent as Agent
-from .batch import AgentLosses as AgentLosses
-from .batch import Batch as Batch
-from .batch import Iterate as Iterate
-from .batch import Update as Update
-from .distributions import ActionDistribution as ActionDistribution
-from .distributions import Categorical as Categorical
-from .distributions import DiagonalGaussian as DiagonalGaussian
-from .distributions import make_distribution as make_distribution
-from .policies import ActorCriticPolicy as ActorCriticPolicy
-from .policies import BoundPolicy as BoundPolicy
-from .policies import MlpPolicy as MlpPolicy
-from .policies import StackedPolicy as StackedPolicy
-from .policies import encode_observations as encode_observations
-from .policies import observation_size as observation_size
-from .policies import sample_observations as sample_observations
+from .interface import Agent as Agent
+from .interface import AgentLosses as AgentLosses
+from .interface import Batch as Batch
+from .interface import Iterate as Iterate
+from .interface import Update as Update
+from .networks.distributions import ActionDistribution as ActionDistribution
+from .networks.distributions import Categorical as Categorical
+from .networks.distributions import DiagonalGaussian as DiagonalGaussian
+from .networks.distributions import make_distribution as make_distribution
+from .networks.mlp import ActorCriticPolicy as ActorCriticPolicy
+from .networks.mlp import MlpPolicy as MlpPolicy
+from .networks.mlp import encode_observations as encode_observations
+from .networks.mlp import observation_size as observation_size
+from .networks.mlp import sample_observations as sample_observations
+from .networks.stacked import BoundPolicy as BoundPolicy
+from .networks.stacked import StackedPolicy as StackedPolicy
 from .ppo import PPO as PPO
 from .reinforce import Reinforce as Reinforce
 from .trpo import TRPO as TRPO

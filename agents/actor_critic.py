@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..returns import gae
-from .batch import Agent, AgentLosses, Batch, check_flag, check_number, combine_losses, critic_values
-from .policies import BoundPolicy
+from ..common.validation import check_flag, check_number
+from .interface import Agent, AgentLosses, Batch, combine_losses, critic_values
+from .networks.stacked import BoundPolicy
+from .returns import gae
 
 
 class Rows(NamedTuple):

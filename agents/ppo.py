@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, NonFiniteError
-from ..losses import clipped_surrogate_loss
-from ..returns import normalize_advantages
+from ..common.errors import ConfigError, NonFiniteError
+from ..common.validation import check_number
 from .actor_critic import ActorCritic, Rows
-from .batch import AgentLosses, Batch, Iterate, add_up_losses, check_number
-from .policies import BoundPolicy, StackedPolicy
+from .interface import AgentLosses, Batch, Iterate, add_up_losses
+from .losses import clipped_surrogate_loss
+from .networks.stacked import BoundPolicy, StackedPolicy
+from .returns import normalize_advantages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..returns import discounted_returns
-from .batch import Agent, AgentLosses, Batch, check_flag, check_number, combine_losses, critic_values
-from .policies import BoundPolicy
+from ..common.validation import check_flag, check_number
+from .interface import Agent, AgentLosses, Batch, combine_losses, critic_values
+from .networks.stacked import BoundPolicy
+from .returns import discounted_returns
 
 
 @dataclass(frozen=True, kw_only=True)

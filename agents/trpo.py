@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..curvature import conjugate_gradients, fisher_product
-from ..errors import ConfigError, NonFiniteError
-from ..returns import normalize_advantages
+from ..common.errors import ConfigError, NonFiniteError
+from ..common.linear_algebra import conjugate_gradients, fisher_product
+from ..common.validation import check_number
 from .actor_critic import ActorCritic, Rows
-from .batch import Batch, Iterate, check_number
-from .policies import StackedPolicy
+from .interface import Batch, Iterate
+from .networks.stacked import StackedPolicy
+from .returns import normalize_advantages
 
 
 @dataclass(frozen=True, kw_only=True)

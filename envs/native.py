@@ -19,7 +19,7 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ..errors import ConfigError
+from ..common.errors import ConfigError
 from .checks import (
     BoolArray,
     FloatArray,

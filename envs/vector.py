@@ -23,7 +23,7 @@ from gymnasium.error import DependencyNotInstalled, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 
-from ..errors import ConfigError
+from ..common.errors import ConfigError
 from .acrobot import Acrobot
 from .cartpole import CartPole
 from .checks import (

@@ -1,20 +1,20 @@
 """optex-rl: policy-gradient reinforcement learning with parallel policy updates from OptEx (arXiv 2402.11427)."""
 
-from .config import TrainConfig as TrainConfig
-from .errors import ConfigError as ConfigError
-from .errors import NonFiniteError as NonFiniteError
-from .errors import NotPositiveDefiniteError as NotPositiveDefiniteError
-from .errors import NumericalError as NumericalError
-from .errors import NumericalWarning as NumericalWarning
-from .errors import OptExError as OptExError
-from .errors import PerformanceWarning as PerformanceWarning
-from .errors import ResumeWarning as ResumeWarning
-from .errors import RunFolderError as RunFolderError
-from .estimator import GradientEstimator as GradientEstimator
-from .loop import TrainResult as TrainResult
-from .loop import resume as resume
-from .loop import train as train
+from .common.errors import ConfigError as ConfigError
+from .common.errors import NonFiniteError as NonFiniteError
+from .common.errors import NotPositiveDefiniteError as NotPositiveDefiniteError
+from .common.errors import NumericalError as NumericalError
+from .common.errors import NumericalWarning as NumericalWarning
+from .common.errors import OptExError as OptExError
+from .common.errors import PerformanceWarning as PerformanceWarning
+from .common.errors import ResumeWarning as ResumeWarning
+from .common.errors import RunFolderError as RunFolderError
 from .optimizer import OptEx as OptEx
+from .optimizer.estimator.gp import GradientEstimator as GradientEstimator
+from .runner.loop import TrainResult as TrainResult
+from .runner.loop import resume as resume
+from .runner.loop import train as train
+from .training.config import TrainConfig as TrainConfig
 
 __all__ = [
     "ConfigError",
@@ -33,3 +33,6 @@ __all__ = [
     "resume",
     "train",
 ]
+
+# Where `optex_rl.kfac`, `optex_rl.errors` and other names of modules before the wings are found.
+__path__.append(f"{__path__[0]}/former")

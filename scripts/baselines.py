@@ -12,7 +12,7 @@ from scipy.optimize import least_squares, minimize
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from optex_rl.curvature import rademacher
+from optex_rl.common.linear_algebra import rademacher
 
 from .curves import Curve, Problem, record
 from .problems import ModuleProblem
@@ -22,7 +22,8 @@ from .reports import Cells
 def hutchinson(gradient: Tensor, point: Tensor, z: Tensor) -> Tensor:
     """``z ⊙ Hz [d]``, whose mean over random signs ``z [d]`` is the diagonal of the Hessian (Bekas et al., 2007).
 
-    From the gradient's own graph, where `optex_rl.curvature.hutchinson_diagonal` would evaluate the loss once more.
+    From the gradient's own graph, where `optex_rl.common.linear_algebra.hutchinson_diagonal` would evaluate the loss
+    once more.
 
     Args:
         gradient: at ``point``, with its graph (``create_graph=True``), ``[d]``.

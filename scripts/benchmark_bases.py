@@ -23,9 +23,9 @@ import torch
 
 from optex_rl import TrainConfig, train
 from optex_rl.bases import BASES
-from optex_rl.comparison import interquartile_mean, stratified_interval
-from optex_rl.errors import NumericalError
-from optex_rl.flags import add_config_arguments, given_options
+from optex_rl.cli.flags import add_config_arguments, given_options
+from optex_rl.common.errors import NumericalError
+from optex_rl.compare.statistics import interquartile_mean, stratified_interval
 
 FIXED: Final[dict[str, Any]] = {"logdir": None, "run_name": None, "progress_bar": False, "eval_freq": 0}
 METHODS: Final = ("vanilla", "optex")

@@ -27,10 +27,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from optex_rl import OptEx
-from optex_rl.comparison import Curve, interquartile_mean, median, stratified_interval
-from optex_rl.race_report import figure
+from optex_rl.compare.report import figure
+from optex_rl.compare.sb3_runs import EvaluationClock
+from optex_rl.compare.statistics import Curve, interquartile_mean, median, stratified_interval
 from optex_rl.sb3 import NativeVecEnv, OptExA2C, make_sb3_vec_env, sb3_defaults
-from optex_rl.sb3_race import EvaluationClock
 
 RATE = 7e-4  # A2C's default, which rl_zoo3 keeps
 EPISODES = 32

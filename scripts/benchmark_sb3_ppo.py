@@ -17,7 +17,7 @@ from torch import Tensor
 
 from optex_rl import OptEx
 from optex_rl.sb3 import sb3_defaults
-from optex_rl.sb3_networks import StackedNetworks
+from optex_rl.sb3.networks import StackedNetworks
 
 CLIP_RANGE, VF_COEF, LOG_HALF = 0.2, 0.5, -0.6931
 

@@ -31,8 +31,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from optex_rl import OptExError
-from optex_rl.kernels import KERNELS
-from optex_rl.selections import SELECTIONS
+from optex_rl.optimizer.estimator.kernels import KERNELS
+from optex_rl.optimizer.selection import SELECTIONS
 
 from .baselines import gauss_newton, quasi_newton
 from .curves import Method, optex, run, yardsticks

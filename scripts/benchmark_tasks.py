@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from optex_rl import TrainConfig, train
-from optex_rl.comparison import interquartile_mean, median, stratified_interval
+from optex_rl.cli.flags import add_config_arguments, given_options
+from optex_rl.compare.statistics import interquartile_mean, median, stratified_interval
 from optex_rl.envs import make_vec
-from optex_rl.evaluation import evaluate_policy
-from optex_rl.flags import add_config_arguments, given_options
+from optex_rl.training.rollouts.evaluation import evaluate_policy
 
 # rl_zoo3's benchmark.md, A2C, one run each, deterministic policy. LunarLander's was published for v2.
 PUBLISHED: Final = {

@@ -20,8 +20,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from optex_rl.errors import ConfigError, OptExError
-from optex_rl.plots import new_figure, save_figure
+from optex_rl.common.errors import ConfigError, OptExError
+from optex_rl.runner.plots import new_figure, save_figure
 
 
 def read_iterations(folder: Path) -> dict[str, dict[int, float]]:

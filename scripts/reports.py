@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from optex_rl import ConfigError
-from optex_rl.race_report import figure
+from optex_rl.compare.report import figure
 
 from .curves import Curve
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from optex_rl.agents import ActorCritic, AgentLosses, Batch, MlpPolicy, Reinforce, StackedPolicy, make_agent
-from optex_rl.agents.distributions import Categorical
-from optex_rl.errors import ConfigError
+from optex_rl.agents.networks.distributions import Categorical
+from optex_rl.common.errors import ConfigError
 
 OBS = gymnasium.spaces.Box(-1, 1, (3,))
 DISCRETE = gymnasium.spaces.Discrete(4)

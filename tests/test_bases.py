@@ -20,15 +20,13 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector
 from torch.optim import Optimizer
 
 from optex_rl import ConfigError, NonFiniteError, OptEx, TrainConfig
-from optex_rl.adapters import SAM, AdaHessian
 from optex_rl.agents import MlpPolicy
-from optex_rl.bases import BASES, make_base, resolve_base
+from optex_rl.bases import BASES, AskingBase, Objective, RefreshedBase, make_base, resolve_base
+from optex_rl.bases.adapters import SAM, AdaHessian
+from optex_rl.bases.flat import FlatBase
 from optex_rl.cli import main
-from optex_rl.curvature import hutchinson_diagonal, rademacher
-from optex_rl.flat import FlatBase
-from optex_rl.objective import AskingBase, Objective, RefreshedBase
+from optex_rl.common.linear_algebra import hutchinson_diagonal, rademacher, split
 from optex_rl.training import Trainer
-from optex_rl.twin import split
 
 from .helpers import ExactEstimator, Problem, advance, closure_of, same
 from .test_resume import assert_same_runs, start
@@ -151,7 +149,7 @@ def test_a_missing_package_is_one_sentence(
     package = {"optimizers": "pytorch_optimizer", "kfac": "curvlinops"}[extra]
     monkeypatch.setitem(sys.modules, package, None)
     for module in ("adapters", "kfac"):
-        monkeypatch.delitem(sys.modules, f"optex_rl.{module}", raising=False)
+        monkeypatch.delitem(sys.modules, f"optex_rl.bases.{module}", raising=False)
     expected = rf"base optimizer \w+ needs the package {package}: pip install 'optex-rl\[{extra}\]'"
     with pytest.raises(ConfigError, match=expected):
         resolve_base(name)

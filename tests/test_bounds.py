@@ -14,11 +14,11 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from optex_rl import ConfigError, TrainConfig, cli
-from optex_rl.cli import main
-from optex_rl.race import Race
-from optex_rl.rl_zoo3 import Sb3Config
-from optex_rl.training import check_sizes
+from optex_rl import ConfigError, TrainConfig
+from optex_rl.cli import commands, main
+from optex_rl.compare.rl_zoo3 import Sb3Config
+from optex_rl.compare.sweep import Race
+from optex_rl.training.trainer import check_sizes
 
 HUGE = 10**50
 HINTS = get_type_hints(TrainConfig)
@@ -157,12 +157,12 @@ def ask_torch(config: TrainConfig) -> Any:
 def test_memory_that_is_not_there(
     ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "train", ask)
+    monkeypatch.setattr(commands, "train", ask)
     assert main(["train", "--logdir", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("optex-rl: error: out of memory: choose fewer ")
 
 
 def test_other_errors_of_torch_are_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "train", lambda config: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr(commands, "train", lambda config: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         main(["train", "--logdir", str(tmp_path)])

@@ -13,9 +13,9 @@ import pytest
 import torch
 from gymnasium.spaces import Box, MultiDiscrete
 
-from optex_rl.cli import build_parser, main
-from optex_rl.config import TrainConfig, load_config
-from optex_rl.flags import given_options
+from optex_rl.cli.commands import build_parser, main
+from optex_rl.cli.flags import given_options
+from optex_rl.training.config import TrainConfig, load_config
 
 SMALL = ["--n-envs", "4", "--n-steps", "32", "--iterations", "3", "--eval-episodes", "5", "--no-progress-bar"]
 

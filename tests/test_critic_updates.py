@@ -15,9 +15,9 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector
 
 from optex_rl import ConfigError, NonFiniteError, OptEx, RunFolderError, TrainConfig, resume, train
 from optex_rl.agents import ActorCritic, Batch, BoundPolicy, MlpPolicy, Reinforce, StackedPolicy
-from optex_rl.checkpoints import save_checkpoint
-from optex_rl.rollout import spawn_seeds
+from optex_rl.common.storage import save_checkpoint
 from optex_rl.training import Trainer
+from optex_rl.training.rollouts.seeding import spawn_seeds
 
 SMALL: dict[str, Any] = {"n_envs": 4, "n_steps": 16, "batch_size": 24, "n_critic_updates": 2, "parallelism": 3}
 QUIET: dict[str, Any] = {"logdir": None, "progress_bar": False, "eval_freq": 0}

@@ -16,20 +16,19 @@ from torch.distributions import Normal, kl_divergence
 
 from optex_rl import ConfigError
 from optex_rl.agents import Categorical, DiagonalGaussian, MlpPolicy, StackedPolicy
-from optex_rl.bases import make_base
-from optex_rl.curvature import (
+from optex_rl.bases import Objective, make_base
+from optex_rl.bases.flat import FlatBase
+from optex_rl.bases.kfac import KFAC, _Likelihood, damped_inverses, inverse, layer_factors, precondition_layer
+from optex_rl.bases.natural import NaturalGradient
+from optex_rl.common.linear_algebra import (
     conjugate_gradients,
     fisher_product,
+    flatten,
     hessian_products,
     hutchinson_diagonal,
     rademacher,
     spatial_average,
 )
-from optex_rl.flat import FlatBase
-from optex_rl.kfac import KFAC, _Likelihood, damped_inverses, inverse, layer_factors, precondition_layer
-from optex_rl.natural import NaturalGradient
-from optex_rl.objective import Objective
-from optex_rl.twin import flatten
 
 OBS = Box(-1.0, 1.0, (3,))
 ACTIONS = {"discrete": Discrete(3), "continuous": Box(-1.0, 1.0, (2,))}
@@ -224,7 +223,7 @@ def test_factors_step_as_the_inverse_of_curvlinops_does(space: str) -> None:
     from curvlinops import (
         KFACInverseLinearOperator,
         KFACLinearOperator,
-    )  # optex_rl.kfac has muted what its import warns
+    )  # optex_rl.bases.kfac has muted what its import warns
 
     policy = policy_of(space)
     network, obs = _Likelihood(policy, critic=False), observations()

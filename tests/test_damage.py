@@ -22,9 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optex_rl import OptExError, RunFolderError, TrainConfig, resume, train
-from optex_rl.checkpoints import MAGIC, load_checkpoint, save_checkpoint
 from optex_rl.cli import main
-from optex_rl.config import load_config
+from optex_rl.common.storage import MAGIC, load_checkpoint, save_checkpoint
+from optex_rl.training.config import load_config
 
 from .test_resume import assert_same_runs, start
 

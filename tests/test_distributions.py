@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from optex_rl.agents.distributions import Categorical, DiagonalGaussian, make_distribution
-from optex_rl.errors import ConfigError
+from optex_rl.agents.networks.distributions import Categorical, DiagonalGaussian, make_distribution
+from optex_rl.common.errors import ConfigError
 
 
 def normal(*shape: int) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optex_rl.common.errors import ConfigError
 from optex_rl.envs import NATIVE, CartPole, NativeVectorEnv, Pendulum
-from optex_rl.errors import ConfigError
 
 Array = npt.NDArray[Any]
 TASKS = list(NATIVE.values())

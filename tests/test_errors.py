@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from optex_rl import ConfigError, GradientEstimator, NonFiniteError, NotPositiveDefiniteError, OptEx, OptExError
-from optex_rl.adapters import SAM
 from optex_rl.bases import BASES, make_base, resolve_base
-from optex_rl.errors import NumericalError, NumericalWarning, RunFolderError
+from optex_rl.bases.adapters import SAM
+from optex_rl.common.errors import NumericalError, NumericalWarning, RunFolderError
 
 from .helpers import Problem
 

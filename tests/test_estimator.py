@@ -17,10 +17,15 @@ import torch
 from torch import Tensor
 
 from optex_rl import GradientEstimator, OptEx
-from optex_rl.distances import inner_products, offset_products, path_distances, squared_distances_along
-from optex_rl.errors import NotPositiveDefiniteError, NumericalWarning
-from optex_rl.estimator import LENGTHSCALE_GRID, NOISE_GRID
-from optex_rl.history import ring_slices
+from optex_rl.common.errors import NotPositiveDefiniteError, NumericalWarning
+from optex_rl.optimizer.estimator.distances import (
+    inner_products,
+    offset_products,
+    path_distances,
+    squared_distances_along,
+)
+from optex_rl.optimizer.estimator.gp import LENGTHSCALE_GRID, NOISE_GRID
+from optex_rl.optimizer.estimator.history import ring_slices
 
 from .helpers import same
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from optex_rl.errors import ConfigError
-from optex_rl.flat import FlatBase
-from optex_rl.twin import flatten, split
+from optex_rl.bases.flat import FlatBase
+from optex_rl.common.errors import ConfigError
+from optex_rl.common.linear_algebra import flatten, split
 
 from .helpers import CASES, Case, Problem, advance, same
 

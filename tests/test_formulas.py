@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from optex_rl.bases import make_base
-from optex_rl.flat import FlatBase
+from optex_rl.bases.flat import FlatBase
 
 STEPS = 6
 LR = 0.1

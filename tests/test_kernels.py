@@ -8,8 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from optex_rl.errors import NotPositiveDefiniteError, NumericalWarning
-from optex_rl.kernels import KERNELS, evidence_loss, matern12, matern32, matern52, median_distance, rbf, safe_cholesky
+from optex_rl.common.errors import NotPositiveDefiniteError, NumericalWarning
+from optex_rl.optimizer.estimator.kernels import (
+    KERNELS,
+    evidence_loss,
+    matern12,
+    matern32,
+    matern52,
+    median_distance,
+    rbf,
+    safe_cholesky,
+)
 
 every_kernel = pytest.mark.parametrize("name", KERNELS)
 

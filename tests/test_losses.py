@@ -9,8 +9,8 @@ import torch
 from stable_baselines3.common.utils import explained_variance as sb3_explained_variance
 from torch import Tensor
 
-from optex_rl.errors import ConfigError
-from optex_rl.losses import entropy_loss, explained_variance, policy_gradient_loss, value_loss
+from optex_rl.agents.losses import entropy_loss, explained_variance, policy_gradient_loss, value_loss
+from optex_rl.common.errors import ConfigError
 
 
 def test_policy_gradient_loss_by_hand() -> None:

@@ -16,9 +16,9 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optex_rl.common.errors import ConfigError
 from optex_rl.envs import NATIVE, CartPole, NativeVectorEnv, SameStepVectorEnv, describe_backend, make_vec, vector
 from optex_rl.envs.vector import expand_seeds, register_native
-from optex_rl.errors import ConfigError
 
 Array = npt.NDArray[Any]
 

@@ -16,12 +16,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from optex_rl import train
 from optex_rl.agents import MlpPolicy, StackedPolicy
-from optex_rl.checkpoints import load_checkpoint
 from optex_rl.cli import main
-from optex_rl.config import METHODS
+from optex_rl.common.storage import load_checkpoint
 from optex_rl.envs import make_vec
-from optex_rl.evaluation import evaluate_policy
-from optex_rl.normalization import (
+from optex_rl.training.config import METHODS
+from optex_rl.training.rollouts.collector import Collector, Rollout
+from optex_rl.training.rollouts.evaluation import evaluate_policy
+from optex_rl.training.rollouts.normalization import (
     CLIP,
     EPSILON,
     Moments,
@@ -33,7 +34,6 @@ from optex_rl.normalization import (
     scale_rewards,
     standardize,
 )
-from optex_rl.rollout import Collector, Rollout
 
 from .test_training import config, whole_and_resumed
 

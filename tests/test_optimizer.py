@@ -14,10 +14,10 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from optex_rl import ConfigError, GradientEstimator, NonFiniteError, OptEx
-from optex_rl.iteration import Proposal
-from optex_rl.kernels import KERNELS
-from optex_rl.quality import mean_cosines
-from optex_rl.selections import SELECTIONS, least_loss
+from optex_rl.optimizer.diagnostics import mean_cosines
+from optex_rl.optimizer.estimator.kernels import KERNELS
+from optex_rl.optimizer.iteration import Proposal
+from optex_rl.optimizer.selection import SELECTIONS, least_loss
 
 from .helpers import CASES, Problem, advance, closure_of, same
 

@@ -16,10 +16,10 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from optex_rl import ConfigError, NonFiniteError, TrainConfig, resume, train
 from optex_rl.agents import PPO, ActorCritic, Rows, StackedPolicy, make_agent
+from optex_rl.agents.losses import clipped_surrogate_loss, policy_gradient_loss
 from optex_rl.agents.ppo import Epochs
-from optex_rl.evaluation import Evaluation, FusedEvaluator
-from optex_rl.losses import clipped_surrogate_loss, policy_gradient_loss
 from optex_rl.training import Trainer
+from optex_rl.training.rollouts.evaluator import Evaluation, FusedEvaluator
 
 SMALL: dict[str, Any] = {"algo": "ppo", "n_envs": 4, "n_steps": 16, "batch_size": 32, "n_epochs": 2}
 QUIET: dict[str, Any] = {"logdir": None, "progress_bar": False, "eval_freq": 0}

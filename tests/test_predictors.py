@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from optex_rl import OptEx
-from optex_rl.predictors import PREDICTORS
+from optex_rl.optimizer.estimator.predictors import PREDICTORS
 
 
 def pairs(n: int, d: int = 3) -> tuple[Tensor, Tensor]:

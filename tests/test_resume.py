@@ -22,13 +22,13 @@ from torch import nn
 
 from optex_rl import ConfigError, ResumeWarning, RunFolderError, TrainConfig, resume, train
 from optex_rl.agents import Categorical
-from optex_rl.checkpoints import load_checkpoint
 from optex_rl.cli import main
-from optex_rl.config import load_config
-from optex_rl.loop import Recorder
-from optex_rl.runs import locked
-from optex_rl.selections import SELECTIONS
+from optex_rl.common.storage import load_checkpoint
+from optex_rl.optimizer.selection import SELECTIONS
+from optex_rl.runner.folder import locked
+from optex_rl.runner.recorder import Recorder
 from optex_rl.training import Trainer
+from optex_rl.training.config import load_config
 
 from .helpers import same
 

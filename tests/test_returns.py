@@ -12,8 +12,8 @@ import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
-from optex_rl.errors import ConfigError
-from optex_rl.returns import discounted_returns, gae, normalize_advantages, successor_values
+from optex_rl.agents.returns import discounted_returns, gae, normalize_advantages, successor_values
+from optex_rl.common.errors import ConfigError
 
 
 def column(*numbers: float) -> Tensor:

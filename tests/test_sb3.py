@@ -23,7 +23,7 @@ from stable_baselines3.common.logger import configure
 
 from optex_rl import ConfigError, OptEx
 from optex_rl.sb3 import OptExCallback, sb3_defaults
-from optex_rl.sb3_callback import optex_optimizers
+from optex_rl.sb3.callback import optex_optimizers
 
 from .helpers import same
 

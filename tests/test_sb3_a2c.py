@@ -33,7 +33,7 @@ from torch.nn.functional import mse_loss
 from optex_rl import ConfigError, OptEx, PerformanceWarning
 from optex_rl.agents import sample_observations
 from optex_rl.sb3 import OptExA2C, OptExCallback, make_sb3_vec_env
-from optex_rl.sb3_networks import StackedNetworks
+from optex_rl.sb3.networks import StackedNetworks
 
 from .helpers import same
 from .networks import BATCHED, ONE_BY_ONE, REFUSED, WIDTH

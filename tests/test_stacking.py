@@ -13,7 +13,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from optex_rl import ConfigError, PerformanceWarning, TrainConfig, resume, train
 from optex_rl.agents import StackedPolicy
-from optex_rl.agents.stacking import find_obstacle
+from optex_rl.agents.networks.batching import find_obstacle
 from optex_rl.training import Trainer
 
 from .networks import BATCHED, ONE_BY_ONE, REFUSED, Policy

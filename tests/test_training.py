@@ -17,10 +17,10 @@ from torch.nn.utils import parameters_to_vector
 
 from optex_rl import NonFiniteError, RunFolderError, TrainConfig, train
 from optex_rl.agents import ActorCritic, Categorical
-from optex_rl.checkpoints import load_checkpoint
-from optex_rl.config import METHODS, load_config
-from optex_rl.logs import COLUMNS
+from optex_rl.common.storage import load_checkpoint
+from optex_rl.runner.log import COLUMNS
 from optex_rl.training import Trainer
+from optex_rl.training.config import METHODS, load_config
 
 
 def config(**options: Any) -> TrainConfig:

@@ -16,7 +16,7 @@ from torch.func import grad, jacrev
 
 from optex_rl import ConfigError, NonFiniteError, TrainConfig, resume, train
 from optex_rl.agents import TRPO, MlpPolicy, Rows, StackedPolicy, make_agent
-from optex_rl.returns import normalize_advantages
+from optex_rl.agents.returns import normalize_advantages
 from optex_rl.training import Trainer
 
 SMALL: dict[str, Any] = {"algo": "trpo", "n_envs": 4, "n_steps": 32, "n_critic_updates": 2, "net_arch": (6,)}

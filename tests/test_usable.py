@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from optex_rl import ConfigError, NonFiniteError, NotPositiveDefiniteError, OptEx, estimator
-from optex_rl.iteration import ages_on_the_way
-from optex_rl.selections import SELECTIONS
+from optex_rl import ConfigError, NonFiniteError, NotPositiveDefiniteError, OptEx
+from optex_rl.optimizer.estimator import gp
+from optex_rl.optimizer.iteration import ages_on_the_way
+from optex_rl.optimizer.selection import SELECTIONS
 
 from .helpers import Problem, same
 
@@ -179,7 +180,7 @@ def test_a_step_with_a_singular_kernel_is_taken_back(monkeypatch: pytest.MonkeyP
     def singular(matrix: Tensor) -> Tensor:
         raise NotPositiveDefiniteError("kernel matrix is not positive definite")
 
-    monkeypatch.setattr(estimator, "safe_cholesky", singular)
+    monkeypatch.setattr(gp, "safe_cholesky", singular)
     with pytest.raises(NotPositiveDefiniteError):
         optimizer.tell(gradients, losses)
     assert same(before, (problem.point(), optimizer.base.state_dict()))

@@ -14,7 +14,7 @@ from PIL import Image, ImageSequence
 
 from optex_rl.cli import main
 from optex_rl.envs import NativeVectorEnv
-from optex_rl.video import save_gif
+from optex_rl.runner.video import save_gif
 
 SMALL = ["--n-envs", "2", "--n-steps", "16", "--iterations", "1", "--eval-freq", "0", "--no-progress-bar"]
 

@@ -1,0 +1,209 @@
+"""What agents are given and what they give back, and the few steps that all of them share.
+
+Axes: N points (parameter sets), T steps, E environments per point, O observation features, m components of a
+continuous action, K rows whose successor observation is not the next row, B = T·E.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..common.errors import ConfigError
+from .losses import entropy_loss, explained_variance, policy_gradient_loss, value_loss
+from .networks.stacked import BoundPolicy, StackedPolicy
+from .returns import normalize_advantages, successor_values
+
+
+class Batch(NamedTuple):
+    """One window of experience of every point, collected with that point's own parameters.
+
+    Attributes:
+        obs: [N, T, E, O], float32; what the actor acted on.
+        actions: [N, T, E] int64 or [N, T, E, m] float32; as sampled, before clipping and offsets.
+        rewards: [N, T, E], float32.
+        terminated: [N, T, E], bool; ended by the task's rules.
+        truncated: [N, T, E], bool; ended by a time limit. Where both are set the episode has terminated.
+        final_obs: [N, K, O], float32; successor observations that are not the next row, 0 in padding entries.
+        final_index: [N, K], int64; the flat rows t·E + e they belong to: every row that is truncated and not
+            terminated, and the last step of every environment that did not end there; −1 in padding entries.
+    """
+
+    obs: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final_obs: Tensor
+    final_index: Tensor
+
+    def at(self, points: slice | Tensor) -> Batch:
+        """The experience of some of the points: a slice or a mask [N]."""
+        return Batch(*(column[points] for column in self))
+
+
+class AgentLosses(NamedTuple):
+    """The loss of every point and its parts; all [N], all but the first detached.
+
+    Attributes:
+        total: what is differentiated: policy_loss + vf_coef · value_loss − ent_coef · entropy.
+        policy_loss: −mean(advantage · log π).
+        value_loss: mean squared error of the critic; 0 without one.
+        entropy: mean entropy of the policy in nats.
+        explained_variance: share of the returns' variance that the critic explains; 0 without one.
+    """
+
+    total: Tensor
+    policy_loss: Tensor
+    value_loss: Tensor
+    entropy: Tensor
+    explained_variance: Tensor
+
+
+class Iterate(Protocol):
+    """The parameters that an `Update` moves, and the base optimizer that may take the steps."""
+
+    def point(self) -> Tensor:
+        """Copy of the parameters, [d]."""
+
+    def move_to(self, point: Tensor) -> None:
+        """Copy `point` [d] into the parameters."""
+
+    def step(self, gradient: Tensor) -> None:
+        """One step of the base optimizer with `gradient` [d], clipped to `max_grad_norm`."""
+
+    def undone_on_trouble(self) -> AbstractContextManager[None]:
+        """A block whose moves and steps are taken back if it raises a `NumericalError`, or ends in NaN."""
+
+
+class Update(Protocol):
+    """How an agent moves the iterate by itself, from the samples of all points."""
+
+    def __call__(self, points: Tensor, batch: Batch) -> dict[str, float]:
+        """Move the iterate; what is to be logged of it, by name.
+
+        Args:
+            points: [N, d], where `batch` was collected; row 0 may be the iterate.
+            batch: the experience of points that are usable.
+
+        Raises:
+            NumericalError: something became NaN or infinite; the iterate is where it was.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later updates depend on, besides the parameters and the base."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+
+
+class Agent(ABC):
+    """A policy-gradient method: everything that the training loop knows of one.
+
+    The built-in agents are frozen dataclasses, whose fields are options of `TrainConfig`.
+    """
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether the policy must have a critic."""
+        return True
+
+    @property
+    def shares_critic(self) -> bool:
+        """Whether one critic for all points may be fitted apart from them, to `targets`; see `n_critic_updates`."""
+        return False
+
+    @abstractmethod
+    def loss(self, policy: BoundPolicy, batch: Batch) -> AgentLosses:
+        """The N losses of `policy` on `batch`; the gradient of their sum is the N gradients."""
+
+    def targets(self, policy: BoundPolicy, batch: Batch) -> Tensor:
+        """What a critic that all points share is to predict, constants, [N, T, E]."""
+        raise ConfigError(f"{type(self).__name__} has no targets for a shared critic: n_critic_updates must be 0.")
+
+    def make_update(self, policy: StackedPolicy, iterate: Iterate, seed: int) -> Update | None:
+        """What moves the iterate once its points are evaluated; None: the optimizer, by the gradients of `loss`.
+
+        Args:
+            policy: the network's architecture, as a function of [N, d].
+            iterate: what is moved.
+            seed: of everything random in the update.
+        """
+        return None
+
+
+def critic_values(policy: BoundPolicy, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Values of all observations, with gradient, and of their true successors, without: two tensors [N, T, E].
+
+    Raises:
+        ConfigError: the policy has no critic.
+    """
+    if not policy.has_critic:
+        raise ConfigError("This agent needs a policy with a critic, and the policy given has none.")
+    values = policy.critic(batch.obs.flatten(1, 2)).reshape(batch.rewards.shape)
+    with torch.no_grad():
+        final_values = policy.critic(batch.final_obs)
+    return values, successor_values(values.detach(), final_values, batch.final_index)
+
+
+def combine_losses(
+    policy: BoundPolicy,
+    batch: Batch,
+    advantages: Tensor,
+    critic: tuple[Tensor, Tensor] | None,
+    *,
+    ent_coef: float,
+    vf_coef: float,
+    normalize_advantage: bool,
+) -> AgentLosses:
+    """Policy, value and entropy loss of every point, weighted and added up (Mnih et al., 2016, arXiv 1602.01783).
+
+    Args:
+        policy: the N points that collected `batch`.
+        batch: their experience.
+        advantages: [N, T, E].
+        critic: values with gradient and their targets, both [N, T, E]; None for an agent without critic.
+        ent_coef: weight of the entropy bonus.
+        vf_coef: weight of the value loss.
+        normalize_advantage: whether the advantages of each point are normalised first.
+    """
+    if normalize_advantage:
+        advantages = normalize_advantages(advantages)
+    inputs = policy.actor(batch.obs.flatten(1, 2))
+    log_probs = policy.distribution.log_prob(inputs, batch.actions.flatten(1, 2))
+    policy_term = policy_gradient_loss(log_probs, advantages.flatten(1))
+    flat = None if critic is None else (critic[0].flatten(1), critic[1].flatten(1))
+    return add_up_losses(policy, inputs, policy_term, flat, ent_coef=ent_coef, vf_coef=vf_coef)
+
+
+def add_up_losses(
+    policy: BoundPolicy,
+    inputs: Tensor,
+    policy_term: Tensor,
+    critic: tuple[Tensor, Tensor] | None,
+    *,
+    ent_coef: float,
+    vf_coef: float,
+) -> AgentLosses:
+    """The weighted sum of policy, value and entropy loss of every point.
+
+    Args:
+        policy: the N points.
+        inputs: [N, B, A], what the actor says of the observations.
+        policy_term: [N], with gradient.
+        critic: values with gradient and their targets, both [N, B]; None for an agent without critic.
+        ent_coef: weight of the entropy bonus.
+        vf_coef: weight of the value loss.
+    """
+    # Without a bonus the entropy is only reported: no backward pass for a term of weight zero.
+    entropy_term = entropy_loss(policy.distribution.entropy(inputs if ent_coef else inputs.detach()))
+    total = policy_term + ent_coef * entropy_term
+    value_term = explained = torch.zeros_like(policy_term)
+    if critic is not None:
+        value_term, explained = value_loss(*critic), explained_variance(*critic)
+        total = total + vf_coef * value_term
+    return AgentLosses(total, policy_term.detach(), value_term.detach(), -entropy_term.detach(), explained)

@@ -1,0 +1,1 @@
+"""Networks of policies at N parameter sets at once, and their action distributions."""

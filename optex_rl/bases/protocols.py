@@ -1,0 +1,88 @@
+"""What a base may ask for besides a gradient: the objective on one batch, and the two ways to ask for it.
+
+Axes: ``d`` parameters, ``B`` rows of a batch, ``O`` observation features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ..common.errors import ConfigError
+
+Oracle = Callable[[Tensor], Tensor]  # θ [d] → gradient [d]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The objective as a function of parameters and batch, for bases that need more of it than gradients.
+
+    Attributes:
+        loss: ``(θ [d], batch)`` → the loss, a scalar; `torch.func` must be able to differentiate it twice. Needed by
+            AdaHessian, and by SAM where there is no posterior to ask.
+        policy: the module whose parameters are optimized, with ``actor(obs)``, ``distribution`` and maybe
+            ``critic(obs)``, see `optex_rl.agents.StackedPolicy`. Needed by natural gradient and K-FAC.
+        observations: batch → the observations ``[B, O]`` that the policy is to be looked at with.
+    """
+
+    loss: Callable[[Tensor, Any], Tensor] | None = None
+    policy: nn.Module | None = None
+    observations: Callable[[Any], Tensor] = lambda batch: batch.obs
+
+    def loss_on(self, batch: Any) -> Callable[[Tensor], Tensor]:
+        """θ [d] → the loss on a batch, a scalar.
+
+        Raises:
+            ConfigError: the objective has no loss.
+        """
+        loss = self.loss
+        if loss is None:
+            raise ConfigError("this base optimizer needs the loss: bind an Objective with a loss")
+        return lambda point: loss(point, batch)
+
+
+@runtime_checkable
+class RefreshedBase(Protocol):
+    """A base that looks at one batch of each sequential iteration, such as AdaHessian, natural gradient and K-FAC.
+
+    Whoever drives the loop binds the objective once, and calls `refresh` once per sequential iteration with the
+    parameters at the iterate: before ``step``, or between ``ask`` and ``tell``. What the base keeps of the batch stays
+    as it is over all base steps until the next `refresh`. `Trainer` does all this.
+    """
+
+    def bind(self, objective: Objective) -> None:
+        """Take the objective; it is no part of the state, so a base that was loaded or copied is bound anew.
+
+        Raises:
+            ConfigError: the base cannot work with this objective.
+        """
+
+    def refresh(self, batch: Any, generator: torch.Generator) -> None:
+        """Look at a batch, the parameters being at the iterate; random numbers come from ``generator``, on the CPU.
+
+        Raises:
+            ConfigError: no objective was bound.
+            NonFiniteError: the batch gives NaN or infinite numbers; the state is as before.
+        """
+
+    def forget(self) -> None:
+        """Undo all refreshes, the curvature being the identity from here on."""
+
+
+@runtime_checkable
+class AskingBase(Protocol):
+    """A base whose step asks for the gradient at a further point, as SAM's does at the perturbed one."""
+
+    def step_asking(self, put_gradient: Callable[[], Any]) -> None:
+        """One step from the gradients in ``.grad``; ``put_gradient`` puts those of where the parameters are there."""
+
+    def gradient(self, point: Tensor) -> Tensor:
+        """The true gradient at a point ``[d]``, for steps without an `Oracle`, which are those with one point.
+
+        Raises:
+            ConfigError: the base does not know the objective.
+        """

@@ -1,0 +1,137 @@
+"""Base optimizers by name: one table from the field's names to the classes that are meant by them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..common.errors import ConfigError
+
+
+class Base(NamedTuple):
+    """A base optimizer: its class, and the keyword arguments that make it what its name says.
+
+    Attributes:
+        cls: the class.
+        kwargs: arguments besides parameters and learning rate; docs/optimizers.md says why these.
+        elementwise: whether the step of each coordinate depends on that coordinate's gradient and state alone, so that
+            it does not matter into which tensors the parameters are cut.
+    """
+
+    cls: type[Optimizer]
+    kwargs: Mapping[str, Any] = {}
+    elementwise: bool = False
+
+
+class ImportedBase(NamedTuple):
+    """A base whose class is imported when it is first asked for: its package is optional, or slow to import.
+
+    Attributes:
+        path: module and class, "module.Class"; a leading dot means this package.
+        extra: the extra of optex-rl that brings the package; None where nothing else is needed.
+        kwargs: as of `Base`.
+    """
+
+    path: str
+    extra: str | None
+    kwargs: Mapping[str, Any] = {}
+
+    @property
+    def elementwise(self) -> bool:
+        """False, as of `Base`: none of them is."""
+        return False
+
+    def load(self) -> Base:
+        """The entry with its class.
+
+        Raises:
+            ConfigError: the package is not installed.
+        """
+        module, _, name = self.path.rpartition(".")
+        try:
+            cls: type[Optimizer] = getattr(importlib.import_module(module, __package__), name)
+        except ModuleNotFoundError as error:
+            install = f"pip install 'optex-rl[{self.extra}]'"
+            raise ConfigError(f"base optimizer {name} needs the package {error.name}: {install}") from error
+        return Base(cls, self.kwargs)
+
+
+BASES: Final[dict[str, Base | ImportedBase]] = {
+    "sgd": Base(torch.optim.SGD, elementwise=True),
+    "momentum": Base(torch.optim.SGD, {"momentum": 0.9}, elementwise=True),
+    "nesterov": Base(torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, elementwise=True),
+    "adagrad": Base(torch.optim.Adagrad, elementwise=True),
+    "adadelta": Base(torch.optim.Adadelta, elementwise=True),
+    "rmsprop": Base(torch.optim.RMSprop, elementwise=True),
+    "adam": Base(torch.optim.Adam, elementwise=True),
+    "adamw": Base(torch.optim.AdamW, elementwise=True),
+    "nadam": Base(torch.optim.NAdam, elementwise=True),
+    "radam": Base(torch.optim.RAdam, elementwise=True),
+    "lars": ImportedBase("pytorch_optimizer.LARS", "optimizers"),
+    "lamb": ImportedBase("pytorch_optimizer.Lamb", "optimizers", {"adam_debias": True, "weight_decouple": False}),
+    "novograd": ImportedBase("pytorch_optimizer.NovoGrad", "optimizers"),
+    "adahessian": ImportedBase(".adapters.AdaHessian", "optimizers", {"eps": 1e-4}),
+    "sam": ImportedBase(".adapters.SAM", "optimizers", {"base_optimizer": torch.optim.Adam}),
+    "kfac": ImportedBase(".kfac.KFAC", "kfac"),
+    "natural": ImportedBase(".natural.NaturalGradient", None),
+}
+
+
+def check_name(name: str) -> None:
+    """Raise a ConfigError unless the table has the name."""
+    if name not in BASES:
+        close = difflib.get_close_matches(name.lower(), BASES, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ConfigError(f"unknown base optimizer {name!r}{hint}; known are {', '.join(BASES)}")
+
+
+def resolve_base(base: str | type[Optimizer]) -> Base:
+    """The entry of a name, or of a class that the user brings.
+
+    Raises:
+        ConfigError: the name is unknown, its package is not installed, or the class is no `torch.optim.Optimizer`.
+    """
+    if isinstance(base, str):
+        check_name(base)
+        entry = BASES[base]
+        return entry.load() if isinstance(entry, ImportedBase) else entry
+    if isinstance(base, type) and issubclass(base, Optimizer):
+        known = (entry for entry in BASES.values() if isinstance(entry, Base))
+        return Base(base, elementwise=any(entry.cls is base and entry.elementwise for entry in known))
+    raise ConfigError(f"base must be a name or a torch.optim.Optimizer class, got {base!r}")
+
+
+def is_elementwise(optimizer: Optimizer) -> bool:
+    """Whether the table knows the very class of ``optimizer`` as elementwise; a subclass may do anything."""
+    return resolve_base(type(optimizer)).elementwise
+
+
+def fused_kwargs(base: str | type[Optimizer]) -> dict[str, Any]:
+    """``{"fused": True}`` where the class has such an implementation: for small networks half the time of a step."""
+    return {"fused": True} if "fused" in inspect.signature(resolve_base(base).cls).parameters else {}
+
+
+def make_base(
+    base: str | type[Optimizer],
+    params: Iterable[Tensor] | Iterable[dict[str, Any]],
+    lr: float | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Optimizer:
+    """Construct a base optimizer; ``kwargs`` win over those of the table.
+
+    Raises:
+        ConfigError: the base is unknown or not installed, or its class refuses an argument.
+    """
+    entry = resolve_base(base)
+    arguments: dict[str, Any] = {"lr": lr, **entry.kwargs, **(kwargs or {})}
+    try:
+        return entry.cls(params, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{entry.cls.__name__} cannot be constructed: {error}") from error

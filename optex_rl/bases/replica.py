@@ -1,0 +1,165 @@
+"""A copy of a base optimizer whose parameters are one long vector, or one for each run of groups treated alike.
+
+An elementwise update does not know in which tensor an entry stands, so a chain of steps may be taken on two vectors
+instead of a dozen small tensors: the same steps, up to the rounding of vectorised kernels, at a fraction of the cost.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from ..common.linear_algebra import flatten, split
+from .protocols import Oracle
+from .registry import is_elementwise
+
+
+def has_twin(base: Optimizer) -> bool:
+    """Whether the steps of ``base`` can be taken on flat vectors: nothing tells one tensor from another, or looks on.
+
+    Not where a hook or a patched ``step`` sees every step, nor with parameters of several devices or precisions.
+    """
+    own = base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks or "step" in vars(base)
+    if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or not is_elementwise(base):
+        return False
+    if any(group.get("differentiable") or not group["params"] for group in base.param_groups):
+        return False
+    parameters = [p for group in base.param_groups for p in group["params"]]
+    kinds = {(p.device, p.dtype) for p in parameters}
+    # A parameter without axes has the shape of its step counter, so that the two cannot be told apart.
+    return len(kinds) == 1 and all(p.ndim > 0 and p.is_floating_point() for p in parameters)
+
+
+def runs_of_groups(base: Optimizer) -> list[dict[str, Any]]:
+    """The parameter groups of ``base``, neighbours as one where no option of its class and no counter differs."""
+
+    def treatment(group: dict[str, Any]) -> list[Any]:
+        parameter = group["params"][0]
+        state = base.state.get(parameter, {})
+        counters = [(key, value) for key, value in state.items() if not _has_entries(value, parameter)]
+        return [*((key, group.get(key)) for key in base.defaults), *counters]
+
+    runs = [list(run) for _, run in itertools.groupby(base.param_groups, treatment)]
+    return [{**run[0], "params": [p for group in run for p in group["params"]]} for run in runs]
+
+
+def _has_entries(value: Any, parameter: Tensor) -> bool:
+    """Whether a value in the state of ``parameter`` has an entry for each of its entries."""
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+def merged_state(states: Sequence[dict[str, Any]], parameters: Sequence[Tensor]) -> dict[str, Any] | None:
+    """One state for several parameters: entries as one vector, counters once.
+
+    Returns:
+        A copy; None if the states differ in more than their entries, as after steps without some of the gradients.
+    """
+    merged: dict[str, Any] = {}
+    if any(state.keys() != states[0].keys() for state in states):
+        return None
+    for key, first in states[0].items():
+        values = [state[key] for state in states]
+        if all(map(_has_entries, values, parameters)):
+            merged[key] = flatten(values)
+        elif isinstance(first, Tensor) and first.ndim == 0 and bool((torch.stack(values) == first).all()):
+            merged[key] = first.clone()
+        elif first is None and all(v is None for v in values):
+            merged[key] = None
+        else:
+            return None
+    return merged
+
+
+class FlatTwin:
+    """An elementwise base at its present parameters and state, to be stepped apart from it; see `has_twin`.
+
+    Args:
+        base: the optimizer; only `commit` changes it.
+        runs: its groups, from `runs_of_groups`.
+        states: the state of each of them, from `merged_state`.
+        max_grad_norm: gradients are clipped to this norm before a step; None for no clipping.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        runs: Sequence[dict[str, Any]],
+        states: Sequence[dict[str, Any]],
+        max_grad_norm: float | None,
+    ) -> None:
+        self._base, self._runs, self._max_grad_norm = base, runs, max_grad_norm
+        self._point = flatten([p for run in runs for p in run["params"]])
+        self._gradient = torch.empty_like(self._point)
+        sizes = [sum(p.numel() for p in run["params"]) for run in runs]
+        self._vectors = torch.split(self._point, sizes)
+        for vector, gradient in zip(self._vectors, torch.split(self._gradient, sizes), strict=True):
+            vector.grad = gradient
+        # Many optimizers initialise on `len(state) == 0`.
+        known = {vector: state for vector, state in zip(self._vectors, states, strict=True) if state}
+        # Nobody looks on: what torch puts around every step, for hooks and profilers, costs as much as the step.
+        self._step = inspect.unwrap(type(base).step)
+        # As out of a pickle: every option is in the groups, and to check them anew costs as much as two steps.
+        self._optimizer: Optimizer = type(base).__new__(type(base))
+        self._optimizer.__setstate__(
+            {
+                "defaults": base.defaults,
+                "state": defaultdict(dict, known),
+                "param_groups": [{**run, "params": [v]} for run, v in zip(runs, self._vectors, strict=True)],
+            }
+        )
+
+    @classmethod
+    def of(cls, base: Optimizer, max_grad_norm: float | None) -> FlatTwin | None:
+        """The twin of ``base``, or None if it can have none."""
+        if not has_twin(base):
+            return None
+        runs = runs_of_groups(base)
+        states = [merged_state([base.state.get(p, {}) for p in run["params"]], run["params"]) for run in runs]
+        known = [state for state in states if state is not None]
+        return cls(base, runs, known, max_grad_norm) if len(known) == len(states) else None
+
+    def point(self) -> Tensor:
+        """The parameters θ ``[d]``, which the next step changes in place."""
+        return self._point
+
+    def move_to(self, point: Tensor) -> None:
+        """Copy ``point [d]`` into the parameters."""
+        self._point.copy_(point)
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, oracle: Oracle | None = None) -> None:
+        """One base step with ``gradient [d]``, clipped; an elementwise base asks no ``oracle``."""
+        factor = 1.0
+        if self._max_grad_norm is not None:  # as clip_grad_norm_
+            factor = min(1.0, self._max_grad_norm / (float(torch.linalg.vector_norm(gradient)) + 1e-6))
+        torch.mul(gradient, factor, out=self._gradient)  # some optimizers change .grad in place
+        self._step(self._optimizer)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Bring parameters and state of the base to where the twin is, in place."""
+        for run, vector in zip(self._runs, self._vectors, strict=True):
+            parameters: list[Tensor] = run["params"]
+            torch._foreach_copy_(parameters, split(vector, parameters))
+            for key, merged in self._optimizer.state[vector].items():
+                in_entries = _has_entries(merged, vector)
+                values = split(merged, parameters) if in_entries else [merged] * len(parameters)
+                _assign([self._base.state[p] for p in parameters], key, values)
+
+
+def _assign(states: list[dict[str, Any]], key: str, values: list[Any]) -> None:
+    """Put copies of the ``values`` into states; into the tensors that are there already, if there are."""
+    present = [state.get(key) for state in states]
+    if all(isinstance(value, Tensor) for value in (*present, *values)):
+        torch._foreach_copy_(present, values)  # type: ignore[arg-type]
+        return
+    for state, value in zip(states, values, strict=True):
+        state[key] = value.clone() if isinstance(value, Tensor) else value

@@ -1,0 +1,196 @@
+"""The command line: optex-rl train | evaluate | plot | compare."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import warnings
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from ..common.errors import ConfigError, OptExError
+from ..common.storage import load_checkpoint, must_fit
+from ..common.validation import check_between
+from ..envs import make_vec
+from ..runner.folder import IDENTITY, check_settings
+from ..runner.loop import TrainResult, resume, train
+from ..runner.restore import restore_policy
+from ..runner.video import record_episode
+from ..training.config import LARGEST_SEED, MOST_EPISODES, TrainConfig, load_config
+from ..training.presets import tuned_options
+from ..training.rollouts.evaluation import evaluate_policy
+from ..training.rollouts.evaluator import keep_freed_memory
+from .compare import add_compare_command
+from .flags import add_config_arguments, given_options
+
+MOST_THREADS: Final = 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status: 0; 1 error, 2 bad options, 130 Ctrl-C, 143 SIGTERM."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        check_between("threads", options.threads, 1, MOST_THREADS)
+        torch.set_num_threads(options.threads)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            status: int = options.run(options)
+    except OptExError as error:
+        print("optex-rl: error:", *str(error).splitlines(), file=sys.stderr)  # one line, whatever it quotes
+        return 2 if isinstance(error, ConfigError) else 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print("optex-rl: error: out of memory: choose fewer environments, steps, points or episodes", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("optex-rl: stopped", file=sys.stderr)
+        return 130
+    return status
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was refused; of torch's errors only the text says so."""
+    return isinstance(error, MemoryError) or {"allocate", "memory"} <= set(re.findall("[a-z]+", str(error)))
+
+
+def show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
+    """A warning as one sentence, without the line of code that gave it."""
+    print(f"optex-rl: warning: {message}", file=sys.stderr)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; the flags of train are the fields of `TrainConfig`."""
+    parser = argparse.ArgumentParser(prog="optex-rl", description="Policy-gradient training with OptEx.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--threads", type=int, default=1, help="torch threads; more than 1 rarely pays (default: 1)")
+
+    command = commands.add_parser("train", parents=[common], help="train a policy and write its run folder")
+    command.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with a run; only --iterations beside it")
+    add_config_arguments(command)
+    command.set_defaults(run=run_train)
+
+    command = commands.add_parser("evaluate", parents=[common], help="play episodes with a trained policy")
+    command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    command.add_argument("--episodes", type=int, default=100, help="how many (default: 100)")
+    command.add_argument("--seed", type=int, default=0, help="of the environments (default: 0)")
+    command.add_argument("--best", action="store_true", help="use best_model.pt in place of the last policy")
+    command.add_argument(
+        "--video", nargs="?", const="", metavar="PATH", help="draw the first episode (default PATH: RUN_DIR/video.gif)"
+    )
+    command.set_defaults(run=run_evaluate)
+
+    command = commands.add_parser("plot", parents=[common], help="draw the learning curves of runs into one picture")
+    command.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
+    command.add_argument("--output", type=Path, help="picture file (default: learning_curve.png in the first RUN_DIR)")
+    command.set_defaults(run=run_plot)
+
+    add_compare_command(commands, common)
+    return parser
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """The command train: options not given are the tuned ones of the task, where there are any."""
+    keep_freed_memory()
+    if options.resume is not None:
+        return run_resume(options)
+    given = given_options(vars(options))
+    config = TrainConfig.recommended(**given)
+    print(f"{config.algo} on {config.env}, {config.method}, {config.optimizer} {config.learning_rate:g}")
+    print(describe_settings(config, given))
+    return report(train(config))
+
+
+def run_resume(options: argparse.Namespace) -> int:
+    """The command train with --resume."""
+    others = ["--" + name.replace("_", "-") for name in given_options(vars(options)) if name != "iterations"]
+    if others:
+        raise ConfigError(f"--resume takes the options of the run: leave out {', '.join(others)}")
+    iterations = getattr(options, "iterations", None)
+    result = resume(options.resume, iterations)
+    if not result.rows and not result.interrupted:
+        done = f"all its {result.iterations:,} iterations are done"
+        print(f"{options.resume} is finished: {done}; --iterations with a larger number goes on")
+        return 0
+    return report(result)
+
+
+def report(result: TrainResult) -> int:
+    """Print the closing table; returns the exit status, 128 plus the number of the signal that stopped the run."""
+    print_summary(result)
+    if not result.interrupted:
+        return 0
+    print(f"go on with   optex-rl train --resume {result.run_dir}" if result.run_dir else "nothing was saved")
+    return 128 + (result.signal or 0)
+
+
+def describe_settings(config: TrainConfig, given: Collection[str]) -> str:
+    """One line saying which tuned options of the task are in force, those given on the command line left out."""
+    tuned = tuned_options(config.env, config.algo)
+    if not tuned:
+        return f"no tuned settings for {config.algo} on {config.env}: defaults"
+    words = [f"{name}={value}" for name, value in tuned.items() if name not in given]
+    return f"tuned settings: {', '.join(words) or 'none, all given'}"
+
+
+def print_summary(result: TrainResult) -> None:
+    """The closing table of a run, and what to do next."""
+    last = result.rows[-1] if result.rows else {}
+    table = {
+        "sequential iterations": f"{result.iterations:,}" + (" (interrupted)" if result.interrupted else ""),
+        "environment steps": f"{last.get('time/env_steps', 0):,}",
+        "wall time": f"{last.get('time/wall_time', 0.0):.1f} s",
+        "environments": result.backend,
+        "episodes": f"{last.get('rollout/episodes', 0):,}",
+        "cumulative average reward": f"{last.get('rollout/cumulative_average_reward', np.nan):.1f}",
+        "mean return, last 100 episodes": f"{last.get('rollout/ep_rew_mean', np.nan):.1f}",
+    }
+    evaluations = [row["eval/mean_reward"] for row in result.rows if "eval/mean_reward" in row]
+    if evaluations:
+        table["evaluation return, last"] = f"{evaluations[-1]:.1f}"
+        table["evaluation return, best"] = f"{max(evaluations):.1f}"
+    width = max(map(len, table))
+    print("\n".join(f"  {name:<{width}}  {value:>12}" for name, value in table.items()))
+    if result.run_dir is not None:
+        print(f"run folder   {result.run_dir}\nTensorBoard  tensorboard --logdir {result.run_dir.parent}")
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """The command evaluate."""
+    check_between("episodes", options.episodes, 1, MOST_EPISODES)
+    check_between("seed", options.seed, 0, LARGEST_SEED)
+    config = load_config(options.run_dir / "config.yml")
+    path = options.run_dir / ("best_model.pt" if options.best else "checkpoint.pt")
+    content = load_checkpoint(path)
+    with must_fit(path):
+        check_settings(path, content, config, IDENTITY)
+    envs = make_vec(config.env, options.episodes)
+    policy, normalizer = restore_policy(config, envs, path, content)
+    returns = evaluate_policy(policy, envs, options.seed, normalizer)
+    envs.close()
+    print(
+        f"{config.env}, {len(returns)} episodes: mean return {np.mean(returns):.2f} ± {np.std(returns):.2f}, "
+        f"least {min(returns):.2f}, most {max(returns):.2f}"
+    )
+    if options.video is not None:
+        path = Path(options.video or options.run_dir / "video.gif")
+        episode_return, length = record_episode(config.env, policy, options.seed, normalizer, path)
+        print(f"video  {path}, {length} steps, return {episode_return:.2f}")
+    return 0
+
+
+def run_plot(options: argparse.Namespace) -> int:
+    """The command plot."""
+    from ..runner.plots import plot_runs
+
+    output = options.output or options.run_dirs[0] / "learning_curve.png"
+    plot_runs(options.run_dirs, output)
+    print(f"learning curve  {output}")
+    return 0

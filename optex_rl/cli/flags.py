@@ -1,0 +1,50 @@
+"""The fields of `TrainConfig` as flags of a command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, get_origin, get_type_hints
+
+from ..common.validation import flag_reader
+from ..training.config import TrainConfig
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
+    """One flag for each field of `TrainConfig`, its help and its choices taken from there.
+
+    A flag that is not given leaves nothing behind, so that it is known which were.
+    """
+    hints = get_type_hints(TrainConfig)
+    for spec in dataclasses.fields(TrainConfig):
+        if spec.name in leave_out:
+            continue
+        hint = hints[spec.name]
+        default: Any = spec.default
+        flag = "--" + spec.name.replace("_", "-")
+        if hint is bool:
+            parser.add_argument(
+                flag,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=f"{spec.metadata['help']} (default: {'yes' if default else 'no'})",
+            )
+            continue
+        is_tuple = get_origin(hint) is tuple
+        shown = " ".join(map(str, default)) if is_tuple else "none" if default is None else str(default)
+        parser.add_argument(
+            flag,
+            type=int if is_tuple else flag_reader(hint),
+            nargs="+" if is_tuple else None,
+            default=argparse.SUPPRESS,
+            choices=spec.metadata["choices"],
+            metavar=None if spec.metadata["choices"] else spec.name.upper(),
+            help=f"{spec.metadata['help']} (default: {shown})",
+        )
+
+
+def given_options(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of `add_config_arguments` that were given, as arguments of `TrainConfig`; other flags are left out."""
+    given = {spec.name: flags[spec.name] for spec in dataclasses.fields(TrainConfig) if spec.name in flags}
+    return given | ({"net_arch": tuple(given["net_arch"])} if "net_arch" in given else {})

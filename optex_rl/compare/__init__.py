@@ -1,0 +1,1 @@
+"""Methods side by side over seeds: runs, statistics, tables and pictures."""

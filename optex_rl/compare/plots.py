@@ -1,0 +1,89 @@
+"""Pictures of a race: learning curves against three axes, and performance profiles. Needs the extra ``compare``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from ..runner.plots import new_figure, save_figure
+from .methods import is_sb3
+from .results import Entry, normalized_scores
+from .statistics import interquartile_mean, performance_profile, stack_returns, stratified_interval
+
+AXES: Final = (
+    ("iterations", "sequential iterations"),
+    ("wall_time", "seconds of training"),
+    ("env_steps", "environment steps"),
+)
+# Ten colours, then the same ones dashed and dotted: more methods than colours stay apart.
+STYLES: Final = [{"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]} for i in range(30)]
+
+
+def draw_task(entries: Sequence[Entry], output: Path) -> None:
+    """Return against sequential iterations, wall time and environment steps: interquartile mean and 95 % interval.
+
+    Seconds and steps are means over seeds. A rollout of stable-baselines3 is no iteration of ours: it is left out where
+    these are counted, and the other two axes are logarithmic then.
+
+    Args:
+        entries: one a method, all of one task.
+        output: picture file.
+
+    Raises:
+        ConfigError: Matplotlib is missing, or cannot write this kind of file.
+    """
+    figure = new_figure(width=15, height=4.5)
+    panels = figure.subplots(1, len(AXES), sharey=True)
+    logarithmic = any(is_sb3(entry.method) for entry in entries)
+    for number, entry in enumerate(entries):
+        style = STYLES[number % len(STYLES)]
+        returns = stack_returns(entry.curves)
+        bands = np.stack([interquartile_mean(returns), *stratified_interval([returns], np.random.default_rng(0))])
+        for panel, (column, _) in zip(panels, AXES, strict=True):
+            x = np.mean([getattr(curve, column) for curve in entry.curves], axis=0)
+            if column == "iterations" and is_sb3(entry.method):
+                continue
+            shown = x > 0 if logarithmic and column != "iterations" else np.ones(len(x), np.bool_)
+            middle, low, high = bands[:, shown]
+            panel.plot(x[shown], middle, label=f"{entry.method}, {entry.setting}", **style)
+            panel.fill_between(x[shown], low, high, color=style["color"], alpha=0.2, linewidth=0)
+    for panel, (column, label) in zip(panels, AXES, strict=True):
+        panel.axhline(entries[0].threshold, color="black", linestyle=":", linewidth=1)
+        panel.set(xlabel=label, xscale="log" if logarithmic and column != "iterations" else "linear")
+        panel.grid(alpha=0.3)
+    panels[0].set(ylabel="return", title=entries[0].env)
+    add_legend(figure, panels[-1])
+    save_figure(figure, output)
+
+
+def add_legend(figure: Any, panel: Any) -> None:
+    """One legend for all panels, beside them."""
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+
+
+def draw_profiles(methods: Mapping[str, Sequence[Entry]], output: Path) -> None:
+    """Share of runs that score τ or better, over all tasks; the score is 0 at the start and 1 at the threshold.
+
+    Args:
+        methods: by name, one entry a task.
+        output: picture file.
+
+    Raises:
+        ConfigError: Matplotlib is missing, or cannot write this kind of file.
+    """
+    figure = new_figure(width=12, height=4)
+    panels: Any = figure.subplots(1, 2, sharey=True)
+    taus = np.linspace(0.0, 1.2, 121)
+    for number, (name, entries) in enumerate(methods.items()):
+        style = STYLES[number % len(STYLES)]
+        for panel, strata in zip(panels, zip(*map(normalized_scores, entries), strict=True), strict=True):
+            panel.plot(taus, performance_profile(strata, taus), label=name, **style)
+    for panel, title in zip(panels, ("mean over the curve", "at the end"), strict=True):
+        panel.set(xlabel="normalised return τ", title=title)
+        panel.grid(alpha=0.3)
+    panels[0].set(ylabel="share of runs with return ≥ τ")
+    add_legend(figure, panels[0])
+    save_figure(figure, output)

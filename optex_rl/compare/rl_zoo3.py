@@ -1,0 +1,66 @@
+"""Runs of stable-baselines3 with the settings of rl_zoo3, from ``rl_zoo3.yml``: the rivals sb3-a2c and sb3-ppo."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from ..common.errors import ConfigError
+from ..common.validation import check_between
+from ..training.config import LARGEST_SEED, MOST_EPISODES
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, dict[str, Any]]]:
+    """Options by task and algorithm."""
+    text = resources.files(__package__ or "optex_rl.compare").joinpath("rl_zoo3.yml").read_text(encoding="utf-8")
+    table: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(text)
+    return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sb3Config:
+    """A run of stable-baselines3.
+
+    Args:
+        algo: ``"a2c"`` or ``"ppo"``.
+        env: a task that the table knows.
+        seed: of everything random.
+        steps: environment steps after which the run is cut off; schedules are those of the whole run. rl_zoo3's
+            ``n_timesteps`` by default.
+        evaluations: how many, evenly spaced, besides the one before training.
+        eval_episodes: episodes of each.
+
+    Raises:
+        ConfigError: there are no settings for the task, or a number is outside what is allowed.
+    """
+
+    algo: str
+    env: str
+    seed: int = 0
+    steps: int | None = None
+    evaluations: int = 200
+    eval_episodes: int = 20
+
+    def __post_init__(self) -> None:
+        if self.algo not in _table().get(self.env, {}):
+            raise ConfigError(f"there are no settings of rl_zoo3 for {self.algo} on {self.env}: {', '.join(_table())}")
+        check_between("seed", self.seed, 0, LARGEST_SEED)
+        check_between("evaluations", self.evaluations, 1, 10**6)
+        check_between("eval_episodes", self.eval_episodes, 1, MOST_EPISODES)
+        if self.steps is not None:
+            check_between("steps", self.steps, 1, 10**9)
+
+    def options(self) -> dict[str, Any]:
+        """What rl_zoo3 says, as in its file."""
+        return copy.deepcopy(_table()[self.env][self.algo])  # A2C writes into the policy_kwargs that it is given
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides what the run gives."""
+        return dataclasses.asdict(self) | self.options()

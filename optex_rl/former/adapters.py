@@ -1,0 +1,3 @@
+"""Former name of `optex_rl.bases.adapters`."""
+
+from optex_rl.bases.adapters import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""Former name of `optex_rl.bases.natural`."""
+
+from optex_rl.bases.natural import *  # noqa: F403

@@ -1,0 +1,236 @@
+"""The state machine of OptEx: history, iteration under way, and the ways to drive it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..bases.flat import FlatBase
+from ..common.errors import ConfigError
+from .diagnostics import iteration_statistics, mean_cosines
+from .estimator.gp import Predictor
+from .estimator.predictors import PREDICTORS
+from .evaluations import Evaluations, as_losses, check_evaluations, check_finite
+from .iteration import Proposal, follow, predict_here, propose, select, unpredicted_step
+from .options import OptExOptions
+from .selection import SELECTIONS
+
+
+class Engine:
+    """Drives a base optimizer through the sequential iterations of OptEx.
+
+    `ask` and `tell` are one iteration; `evaluate`, `emulate` and `extrapolate` are the readings of ``step``. Between
+    calls the parameters are at the iterate, but for `emulate`, which leaves them at the point to evaluate next.
+
+    Args:
+        base: the base optimizer.
+        options: how to propose, estimate and select.
+    """
+
+    def __init__(self, base: Optimizer, options: OptExOptions) -> None:
+        self.base = FlatBase(base, options.max_grad_norm)
+        self.options = options
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the history, the iteration under way and the statistics."""
+        self.estimator: Predictor | None = None
+        self.proposal: Proposal | None = None
+        self.statistics: dict[str, float] = {}
+
+    def ask(self) -> Tensor:
+        """The points ``[N, d]`` of the iteration under way, or of a new one if the parameters have moved."""
+        if self.proposal is None or self.proposal.spoilt or not self.base.is_at(self.proposal.points[0]):
+            self.proposal = propose(self.base, self._current_estimator(), self.options)
+        return self.proposal.show()
+
+    def tell(
+        self,
+        gradients: Tensor,
+        losses: Tensor | None = None,
+        with_gradient: list[bool] | None = None,
+        usable: Tensor | None = None,
+        move: bool = True,
+    ) -> None:
+        """Take gradients ``[N, d]`` and losses ``[N]`` at the points of `ask`, and ``move`` to the next iterate.
+
+        ``with_gradient`` says which parameters have a gradient at all; None: every one that is not frozen. ``usable
+        [N]`` says at which points the evaluation is good; the others are as if they had not been asked for.
+        """
+        proposal = self.proposal
+        if proposal is None:
+            raise ConfigError("call ask() before tell(): there are no points that these gradients could belong to")
+        if proposal.spoilt:
+            raise ConfigError("the points of ask() were changed in place: change a copy of them, and ask() again")
+        if move and not self.base.is_at(proposal.points[0]):
+            raise ConfigError("the parameters were moved since ask(): ask() again, or tell with move=False")
+        told = check_evaluations(proposal.points, gradients, losses, self.options.selection, usable)
+        self.base.with_gradient = with_gradient
+        self.proposal = None
+        if self.options.parallelism > 1:
+            self._take(proposal, told, move)
+        elif move:
+            with self.base.undone_on_trouble():
+                self.base.step(told.gradients[0])
+
+    def _take(self, proposal: Proposal, told: Evaluations, move: bool) -> None:
+        """Evaluations of a proposal into the history, and the step they make, if they are to ``move``."""
+        estimator, distances = self._insert(proposal, told)
+        iterate = distances[0] if told.rows[0] == 0 and len(distances) == len(told.rows) else None
+        cosines = self._cosines(proposal, told)
+        maximize = bool(self.base.groups[0].get("maximize", False))
+        choose = SELECTIONS[self.options.selection].choose
+        best = None if choose is None else choose(told.gradients, told.losses, maximize)
+        proposal.keep_only(None if best is None else told.rows[best])  # before the walk, which needs room of its own
+        with self.base.walk() as walker:
+            steps = 0
+            if move:
+                steps = select(walker, estimator, proposal, told, best, self.options, iterate)
+        self._record(proposal, told, steps, cosines)
+
+    def evaluate(self, closure: Callable[[], Any]) -> Any:
+        """One iteration, ``closure`` evaluated at one point after the other; returns its result at the iterate."""
+        points = self.ask()
+        results, gradients, with_gradient = [], [], None
+        try:
+            for point in points:
+                self.base.move_to(point)
+                results.append(closure())
+                gradient, with_gradient = self.base.read_gradient()
+                gradients.append(gradient)
+        finally:
+            self.base.move_to(points[0])
+        self.tell(torch.stack(gradients), as_losses(results), with_gradient)
+        return results[0]
+
+    def emulate(self) -> None:
+        """One of the N evaluations of an iteration: take its gradient, then go to the next point or make the step."""
+        gradient, with_gradient = self.base.read_gradient()
+        check_finite(gradient[None])
+        self.base.with_gradient = with_gradient
+        proposal = self.proposal
+        if proposal is None or not self.base.is_at(proposal.points[len(proposal.gradients)]):
+            self.proposal = proposal = propose(self.base, self._current_estimator(), self.options)
+        proposal.gradients.append(gradient)
+        if len(proposal.gradients) < self.options.parallelism:
+            self.base.move_to(proposal.points[len(proposal.gradients)])
+        else:
+            self.base.move_to(proposal.points[0])
+            self.tell(torch.stack(proposal.gradients), None, with_gradient)
+
+    @contextmanager
+    def at_iterate(self) -> Iterator[None]:
+        """The parameters at the iterate for the length of the block, and back where `emulate` had left them."""
+        proposal = self.proposal
+        if proposal is None or not self.base.is_at(proposal.points[len(proposal.gradients)]):
+            yield
+            return
+        self.base.move_to(proposal.points[0])
+        yield  # no try: after an error, or in a block never left, the iterate is the better place to stay
+        # What loads, steps or moves the parameters within the block is not undone.
+        if self.proposal is proposal and self.base.is_at(proposal.points[0]):
+            self.base.move_to(proposal.points[len(proposal.gradients)])
+
+    def extrapolate(self) -> None:
+        """One true gradient into the history, then N·stride base steps with posterior means."""
+        gradient, with_gradient = self.base.read_gradient()
+        gradients, points = gradient[None], self.base.point()[None]
+        check_finite(gradients)
+        self.base.with_gradient = with_gradient
+        here = predict_here(points, self._current_estimator())
+        self.proposal = None
+        told = Evaluations([0], gradients, None)
+        estimator, distances = self._insert(here, told)
+        cosines = self._cosines(here, told)
+        steps = self.options.parallelism * self.options.stride if estimator.ready else 1
+        with self.base.walk() as walker:
+            if estimator.ready:
+                follow(walker, estimator, [0] * steps, distances[0])
+            else:
+                unpredicted_step(walker, gradients[0])
+        self._record(here, told, steps, cosines)
+
+    def _current_estimator(self) -> Predictor | None:
+        """The estimator, on the device and in the precision of the parameters now; None before the first pair."""
+        if self.estimator is not None:
+            parameter = self.base.parameters[0]
+            self.estimator.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
+        return self.estimator
+
+    def _insert(self, proposal: Proposal, told: Evaluations) -> tuple[Predictor, Tensor]:
+        """Add the pairs of usable points to the history, made here: modules move to their device after construction.
+
+        Returns:
+            The estimator, and the distances of those points to the history, ``[n, B, T]``.
+        """
+        estimator = self._current_estimator()
+        if estimator is None:
+            estimator = self.estimator = self._new_estimator()
+        points = proposal.points if len(told.rows) == len(proposal.points) else proposal.points[told.rows]
+        return estimator, estimator.insert(points, told.gradients)
+
+    def _new_estimator(self) -> Predictor:
+        parameter = self.base.parameters[0]
+        sizes = [sum(p.numel() for p in group["params"]) for group in self.base.groups]
+        return PREDICTORS[self.options.predictor](
+            sum(sizes),
+            block_sizes=sizes if self.options.blocks == "groups" else None,
+            dtype=torch.promote_types(parameter.dtype, torch.float32),
+            device=parameter.device,
+            **self.options.estimator_options(),
+        )
+
+    def _cosines(self, proposal: Proposal, told: Evaluations) -> list[float]:
+        """Mean cosine of predictions and true gradients, over all parameters and each group; empty if none was made."""
+        predictions = proposal.estimates[:: self.options.stride]
+        rows = [row for row in told.rows if row < len(predictions)]  # the last point of a chain has none
+        if not rows:
+            return []
+        if len(rows) < len(predictions):
+            predictions = predictions[rows]
+        sizes = [sum(p.numel() for p in group["params"]) for group in self.base.groups]
+        return mean_cosines(predictions, told.gradients[: len(rows)], sizes)
+
+    def _record(self, proposal: Proposal, told: Evaluations, steps: int, cosines: list[float]) -> None:
+        assert self.estimator is not None
+        self.statistics = {"steps": float(steps), "history": float(len(self.estimator))}
+        if not proposal.cold:
+            variances = proposal.variances[told.rows]
+            self.statistics |= iteration_statistics(cosines, variances, self.estimator, self.base.groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copy of everything but the base, as plain values and tensors."""
+        return {
+            "history": None if self.estimator is None else self.estimator.state_dict(),
+            "proposal": None if self.proposal is None else self.proposal.state_dict(),
+            "with_gradient": self.base.with_gradient,
+            "statistics": dict(self.statistics),
+        }
+
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Raise a RuntimeError if the history in ``state`` is for another number of parameters."""
+        history, d = state["history"], sum(p.numel() for p in self.base.parameters)
+        if history is not None and history["newest"].numel() != d:
+            raise RuntimeError(f"the history is for {history['newest'].numel()} parameters, this optimizer has {d}")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`. An iteration under way with another ``parallelism`` or ``stride`` is dropped.
+
+        Raises:
+            RuntimeError: the history is for another number of parameters.
+        """
+        self.reset()
+        if state["history"] is not None:
+            estimator = self._new_estimator()
+            estimator.load_state_dict(state["history"])
+            self.estimator = estimator
+        if state["proposal"] is not None:
+            proposal = Proposal.from_state_dict(state["proposal"], self.base.point())
+            self.proposal = proposal if proposal.fits(self.options) else None
+        self.base.with_gradient = state["with_gradient"]
+        self.statistics = dict(state["statistics"])

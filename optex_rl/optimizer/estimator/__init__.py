@@ -1,0 +1,1 @@
+"""What predicts gradients from their history: a Gaussian process, and its rivals."""

@@ -1,0 +1,63 @@
+"""What stands in for the gradient at a proxy point: the posterior, or one of two trivial rivals to measure it by."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from .gp import GradientEstimator, Predictor
+
+
+class _TrivialPredictor(Predictor):
+    """A history whose prediction is the same everywhere, of variance 1 (nothing known), without anything to fit."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        history_size: int = 40,
+        block_sizes: Sequence[int] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(dim, history_size, block_sizes, dtype, device)
+
+    @abstractmethod
+    def _gradient(self, out: Tensor) -> None:
+        """Put the prediction into ``out [d]``."""
+
+    @torch.no_grad()
+    def mean(self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """The prediction ``[d]``, wherever ``point`` is."""
+        mean = self.new_means(1)[0] if out is None else out
+        self._gradient(mean)
+        return mean
+
+    def variances(self, distances: Tensor) -> Tensor:
+        """Variances ``[N, B]`` of 1."""
+        return torch.ones(distances.shape[:2], dtype=torch.float64)
+
+
+class MeanGradient(_TrivialPredictor):
+    """The mean of the gradients in the history: averages their noise, ignores where they were taken."""
+
+    def _gradient(self, out: Tensor) -> None:
+        torch.mean(self._gradients[: len(self)], 0, out=out)
+
+
+class LastGradient(_TrivialPredictor):
+    """The gradient inserted last: N steps along one true gradient."""
+
+    def _gradient(self, out: Tensor) -> None:
+        out.copy_(self._gradients[self._slot - 1])  # slot −1 is the last of a ring that has just come round
+
+
+PREDICTORS: Final[dict[str, Callable[..., Predictor]]] = {
+    "posterior": GradientEstimator,
+    "mean": MeanGradient,
+    "last": LastGradient,
+}

@@ -1,0 +1,196 @@
+"""One sequential iteration of OptEx (Shu et al., 2024, arXiv 2402.11427, Algorithm 1): propose and select.
+
+Axes: ``N`` points, ``d`` parameters, ``B`` blocks, ``M = (N − 1)·stride`` base steps from the first point to the last.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..bases.flat import FlatBase, Walker
+from .estimator.gp import Predictor
+from .evaluations import Evaluations
+from .options import OptExOptions
+from .selection import SELECTIONS
+
+
+def changes(tensor: Tensor) -> int:
+    """How often ``tensor`` was changed in place, 0 in inference mode, where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+@dataclass
+class Proposal:
+    """An iteration under way: the points to evaluate, and how they were reached.
+
+    Attributes:
+        points: ``[N, d]``; row 0 is the iterate.
+        estimates: posterior means where a base step of the chain starts, ``[M, d]``, which leaves out its last point;
+            empty ``[0, d]`` where there was nothing to predict with and all points are the iterate.
+        variances: posterior variances at the points, ``[N, B]``; empty where there was nothing to predict with.
+        gradients: the true gradients known so far, each ``[d]``, in the order of the points.
+        shown: torch's count of changes in place to ``points`` when somebody else was first given them, or None.
+    """
+
+    points: Tensor
+    estimates: Tensor
+    variances: Tensor
+    gradients: list[Tensor] = field(default_factory=list)
+    shown: int | None = None
+
+    def show(self) -> Tensor:
+        """The points ``[N, d]``, not a copy, which would be as long as N gradients; see `spoilt`."""
+        self.shown = changes(self.points)
+        return self.points.detach()
+
+    @property
+    def spoilt(self) -> bool:
+        """Whether the points were changed in place since `show`."""
+        return self.shown is not None and changes(self.points) != self.shown
+
+    @property
+    def cold(self) -> bool:
+        """Whether all points are copies of the iterate, for want of a prediction."""
+        return self.variances.shape[0] == 0
+
+    def fits(self, options: OptExOptions) -> bool:
+        """Whether it has the number of points and of base steps that the options ask for."""
+        N, M = options.parallelism, (options.parallelism - 1) * options.stride
+        return len(self.points) == N and (self.cold or len(self.estimates) == M)
+
+    def keep_only(self, chosen: int | None) -> None:
+        """Give back the room of what `select` does not need: points but the chosen one; all where it refines (None)."""
+        self.points = self.points[:0].clone() if chosen is None else self.points[chosen : chosen + 1].clone()
+        if chosen is None:
+            self.estimates = self.estimates[:0].clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copy as plain tensors."""
+        return {
+            "points": self.points.clone(),
+            "estimates": self.estimates.clone(),
+            "variances": self.variances.clone(),
+            "gradients": [g.clone() for g in self.gradients],
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any], like: Tensor) -> Proposal:
+        """Proposal from `state_dict`, on the device and in the precision of ``like``."""
+        return cls(
+            state["points"].to(like, copy=True),
+            state["estimates"].to(like.device, copy=True),
+            state["variances"].clone(),
+            [g.to(like, copy=True) for g in state["gradients"]],
+        )
+
+
+def predict_here(points: Tensor, estimator: Predictor | None) -> Proposal:
+    """Proposal of given points ``[N, d]``, with the posterior at each of them if there is one."""
+    if estimator is None or len(estimator) == 0:
+        return Proposal(points, points.new_empty(0, points.shape[1]), torch.empty(0, 1, dtype=torch.float64))
+    distances = torch.stack([estimator.distances_to(point) for point in points])
+    means = torch.stack(list(map(estimator.mean, points, distances)))
+    return Proposal(points, means, estimator.variances(distances))
+
+
+@torch.no_grad()
+def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) -> Proposal:
+    """The points of the next evaluation: base steps with posterior means, taken back afterwards.
+
+    θ₀ is the iterate; θᵢ is ``stride`` base steps from θᵢ₋₁, each with the posterior mean where it starts, the state of
+    the base carried along (Algorithm 1, lines 3–5, where ``stride`` is 1). ``base`` is left as it was.
+    """
+    N, stride = options.parallelism, options.stride
+    looks_first = SELECTIONS[options.selection].looks_first
+    if N == 1 or estimator is None or not (estimator.ready or (looks_first and len(estimator) > 0)):
+        return predict_here(base.point().repeat(N, 1), None)
+    distances = []
+    last = (N - 1) * stride
+    # Filled row by row: lists would have to be copied. Before the walk: what that leaves is then one piece.
+    estimates = estimator.new_means(last)
+    points = estimates.new_empty(N, estimates.shape[1], dtype=base.parameters[0].dtype)
+    with base.trial_walk() as walker:
+        for step in range(last + 1):
+            here = walker.point()
+            known = estimator.distances_to(here)
+            if step % stride == 0:
+                points[step // stride] = here
+                distances.append(known)
+            if step < last:
+                walker.step(estimator.mean(here, known, out=estimates[step]), estimator.mean)
+    return Proposal(points, estimates, estimator.variances(torch.stack(distances)))
+
+
+def unpredicted_step(walker: Walker, gradient: Tensor) -> None:
+    """One base step with ``gradient [d]``, which stands for the gradient nearby too: nothing better is known."""
+    walker.step(gradient, lambda _: gradient)
+
+
+def follow(walker: Walker, estimator: Predictor, near: Sequence[int], distances: Tensor | None = None) -> None:
+    """Base steps, each with the posterior mean at the point where it starts.
+
+    Args:
+        walker: the base where the first step starts.
+        estimator: predicts.
+        near: for each step the age of a point of the history that is near to where it starts, see `distances_to`.
+        distances: of the first of these points to the history, ``[B, T]``, if they are known.
+    """
+    (mean,) = estimator.new_means(1)  # one for all steps: fresh memory costs more than what is computed into it
+    for step, age in enumerate(near):
+        here = walker.point()
+        known = distances if step == 0 and distances is not None else estimator.distances_to(here, age)
+        walker.step(estimator.mean(here, known, out=mean), estimator.mean)
+
+
+def ages_on_the_way(rows: Sequence[int], steps: int, stride: int) -> list[int]:
+    """For each base step from the iterate on, the age of the point evaluated last before it, see `follow`.
+
+    Args:
+        rows: which points of the chain are the newest in the history, ascending.
+        steps: how many base steps.
+        stride: base steps from one point of the chain to the next.
+    """
+    return [len(rows) - max(1, bisect_right(rows, step // stride)) for step in range(steps)]
+
+
+@torch.no_grad()
+def select(
+    walker: Walker,
+    estimator: Predictor,
+    proposal: Proposal,
+    told: Evaluations,
+    best: int | None,
+    options: OptExOptions,
+    distances: Tensor | None = None,
+) -> int:
+    """Move ``walker`` from the iterate to the next one; returns how many base steps lie between them.
+
+    Args:
+        walker: the base at the iterate, with the state that belongs to it.
+        estimator: its history holds the new pairs.
+        proposal: what was evaluated; of its points only the chosen one is left.
+        told: the evaluations there.
+        best: which of them the `Selection` chose; None to refine.
+        options: N and stride.
+        distances: of the iterate to the history, ``[B, T]``, if they are known.
+    """
+    if proposal.cold or not estimator.ready:
+        unpredicted_step(walker, told.gradients.mean(0))
+        return 1
+    if best is None:
+        steps = options.parallelism * options.stride
+        follow(walker, estimator, ages_on_the_way(told.rows, steps, options.stride), distances)
+        return steps
+    chosen = told.rows[best]
+    # The same base steps again bring the state that belongs to the chosen point; no copy of it was kept.
+    for estimate in proposal.estimates[: chosen * options.stride]:
+        walker.step(estimate, estimator.mean)
+    walker.move_to(proposal.points[0])  # where it was evaluated, should the learning rate have changed since
+    walker.step(told.gradients[best], estimator.mean)
+    return chosen * options.stride + 1

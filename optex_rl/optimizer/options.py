@@ -1,0 +1,61 @@
+"""The options of OptEx, validated once at construction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ..common.errors import ConfigError
+from ..common.validation import check_at_least, check_choice
+from .estimator.options import HISTORY_SIZE, KERNEL, LENGTHSCALE, NOISE, validate_estimator_options
+from .estimator.predictors import PREDICTORS
+from .selection import SELECTIONS
+
+MODES: Final = ("extrapolate", "emulate")
+BLOCKS: Final = ("joint", "groups")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptExOptions:
+    """How OptEx proposes, estimates and selects; `OptEx` says what each option means.
+
+    Raises:
+        ConfigError: an option is outside what is allowed.
+    """
+
+    parallelism: int = 4
+    history_size: int = HISTORY_SIZE
+    kernel: str = KERNEL
+    lengthscale: float | str = LENGTHSCALE
+    noise: float | str = NOISE
+    selection: str = "refine"
+    stride: int = 1
+    blocks: str = "joint"
+    predictor: str = "posterior"
+    without_closure: str = "extrapolate"
+    max_grad_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least("parallelism", self.parallelism, 1)
+        check_at_least("history_size", self.history_size, 2)
+        check_at_least("stride", self.stride, 1)
+        check_choice("selection", self.selection, SELECTIONS)
+        check_choice("blocks", self.blocks, BLOCKS)
+        check_choice("predictor", self.predictor, PREDICTORS)
+        check_choice("without_closure", self.without_closure, MODES)
+        validate_estimator_options(self.history_size, self.kernel, self.lengthscale, self.noise)
+        if 1 < self.parallelism and self.history_size <= self.parallelism:
+            # The copies of the first iterate would fill the history: no two distinct points, no estimate, ever.
+            raise ConfigError(
+                f"history_size must be more than parallelism = {self.parallelism}, best a few times as much, "
+                f"got {self.history_size}"
+            )
+        if self.without_closure == "emulate" and SELECTIONS[self.selection].needs_losses:
+            raise ConfigError(f"selection {self.selection!r} needs losses, which without_closure 'emulate' never sees")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ConfigError(f"max_grad_norm must be positive or None, got {self.max_grad_norm}")
+
+    def estimator_options(self) -> dict[str, Any]:
+        """The part that concerns the predictor: only the posterior has something to fit."""
+        fitted = ("kernel", "lengthscale", "noise") if self.predictor == "posterior" else ()
+        return {name: getattr(self, name) for name in ("history_size", *fitted)}

@@ -1,0 +1,143 @@
+"""What a run reports: progress.csv, TensorBoard events and a progress bar, all against sequential iterations."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tqdm import tqdm
+
+from ..common.errors import RunFolderError
+from ..common.storage import read_regular, write_atomically
+
+# The columns of progress.csv to begin with; whatever else is reported gets one when it first is.
+COLUMNS: Final = (
+    *("env_steps", "wall_time", "episodes", "cumulative_average_reward", "ep_rew_mean", "ep_len_mean", "fps"),
+    *("learning_rate", "policy_loss", "value_loss", "entropy", "explained_variance"),
+    *("steps", "history", "cosine", "lengthscale", "noise", "variance", "dropped_points", "eval_return"),
+)
+
+
+def column_of(tag: str) -> str:
+    """The column of progress.csv for a TensorBoard tag: its name in its section."""
+    return "eval_return" if tag == "eval/mean_reward" else tag.partition("/")[2]
+
+
+class RunLog:
+    """Writes the metrics of each sequential iteration to a run folder.
+
+    Args:
+        run_dir: an existing folder.
+        iteration: sequential iterations done, what is on record of later ones being taken back; None for a new log.
+
+    Raises:
+        RunFolderError: the files cannot be written, or progress.csv does not hold so many iterations.
+    """
+
+    def __init__(self, run_dir: Path, iteration: int | None = None) -> None:
+        # Imported here: it takes longer than everything else in the package together.
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._run_dir, self._path = run_dir, run_dir / "progress.csv"
+        with self._one_sentence():
+            if iteration is None:
+                self._columns = ["iteration", *COLUMNS]
+                self._path.write_bytes((",".join(self._columns) + "\r\n").encode())
+            else:
+                self._columns = self._take_back(iteration)
+            self._open()
+            before = set(run_dir.glob("events.out.tfevents.*"))
+            self._events = SummaryWriter(str(run_dir), purge_step=(iteration or 0) + 1 if before else None)
+            self._event_files = set(run_dir.glob("events.out.tfevents.*")) - before
+
+    def _open(self) -> None:
+        self._file = self._path.open("a", newline="")
+        self._rows = csv.DictWriter(self._file, self._columns, restval="")
+
+    def _take_back(self, iteration: int) -> list[str]:
+        """Cut progress.csv off after so many iterations; returns its columns."""
+        lines = read_regular(self._path, "the progress of a run").split(b"\r\n")
+        kept = lines[: iteration + 1]
+        expected = [b"iteration", *(str(i).encode() for i in range(1, iteration + 1))]
+        columns = kept[0].decode(errors="replace").split(",")
+        whole = len(lines) > len(kept) and len({line.count(b",") for line in kept}) == 1
+        if [line.split(b",")[0] for line in kept] != expected or not whole:
+            raise RunFolderError(f"{self._path} does not hold the {iteration} iterations that the checkpoint knows of")
+        with self._path.open("r+b") as file:
+            file.truncate(sum(len(line) + 2 for line in kept))
+        return columns
+
+    def _extend(self, columns: Sequence[str]) -> None:
+        """Give progress.csv more columns, empty in the rows that it has."""
+        self._file.close()
+        header, *rows = self._path.read_bytes().split(b"\r\n")[:-1]
+        added = "".join(f",{column}" for column in columns).encode()
+        whole = [header + added, *(row + b"," * len(columns) for row in rows), b""]
+        write_atomically(self._path, b"\r\n".join(whole))
+        self._columns += columns
+        self._open()
+
+    @contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        """Turn errors of the file system, such as a full disk, into one that says which folder."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, RunFolderError):
+                raise
+            raise RunFolderError(f"the log in {self._run_dir} cannot be written: {error.strerror}") from error
+
+    def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Write one row and one event per metric; what is unknown (NaN or absent) is left empty.
+
+        Args:
+            iteration: sequential iterations done.
+            metrics: values by TensorBoard tag.
+        """
+        known = {tag: value for tag, value in metrics.items() if not math.isnan(value)}
+        row = {"iteration": iteration, **{column_of(tag): value for tag, value in known.items()}}
+        with self._one_sentence():
+            if not row.keys() <= set(self._columns):
+                self._extend([column for column in row if column not in self._columns])
+            self._rows.writerow(row)
+            self._file.flush()
+            for tag, value in known.items():
+                self._events.add_scalar(tag, value, iteration)
+
+    def sync(self) -> None:
+        """Bring everything to the disk."""
+        with self._one_sentence():
+            self._file.flush()
+            self._events.flush()
+            os.fsync(self._file.fileno())
+            for path in self._event_files:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Write out what is pending."""
+        with self._one_sentence():
+            self._file.close()
+            self._events.close()
+
+
+class ProgressBar:
+    """Progress, return, steps per second and time left, on standard error."""
+
+    def __init__(self, total: int, *, initial: int = 0, show: bool = True) -> None:
+        self._bar = tqdm(total=total, initial=initial, disable=not show, unit="it", dynamic_ncols=True)
+
+    def update(self, metrics: Mapping[str, float]) -> None:
+        """One iteration more."""
+        postfix = f"return {metrics['rollout/ep_rew_mean']:.1f}, {metrics['time/fps']:,.0f} steps/s"
+        self._bar.set_postfix_str(postfix, refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()

@@ -1,0 +1,103 @@
+"""What a run leaves behind: its log and its checkpoints."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from ..common.storage import save_checkpoint
+from ..training import Trainer
+from .folder import describe_network
+from .log import RunLog
+
+MOST_SECONDS: Final = 60.0  # of work lost at most, besides checkpoint_freq iterations
+
+
+class Recorder:
+    """Keeps a run: its log and its checkpoints in its folder, and the time that it took.
+
+    Args:
+        trainer: what is trained.
+        run_dir: the run folder, or None to write nothing.
+        saved: the checkpoint that the run goes on from, or None for the beginning.
+    """
+
+    def __init__(self, trainer: Trainer, run_dir: Path | None, saved: dict[str, Any] | None = None) -> None:
+        self.trainer, self.run_dir = trainer, run_dir
+        trainer.trouble.folder = run_dir
+        self._log = None if run_dir is None else RunLog(run_dir, None if saved is None else trainer.iteration)
+        self._started = time.perf_counter() - (0.0 if saved is None else saved["wall_time"])
+        self._saved_at = time.perf_counter()
+        self._saved_iteration = -1 if saved is None else trainer.iteration
+        self.saving = 0.0
+        self._total = None if saved is None else saved["iterations"]
+
+    def begin(self) -> None:
+        """Save before the first iteration, so that there is always a checkpoint, and after a raised number of them."""
+        if self._total != self.trainer.config.iterations:
+            self.save()
+
+    def elapsed(self) -> float:
+        """Seconds of training, those before a resumption included."""
+        return time.perf_counter() - self._started
+
+    def write(self, metrics: dict[str, float]) -> None:
+        """Log an iteration, and save if it is time: so many iterations after the last one, or after a minute."""
+        if self._log is None:
+            return
+        self._log.write(self.trainer.iteration, metrics)
+        frequency = self.trainer.config.checkpoint_freq
+        late = time.perf_counter() - self._saved_at > MOST_SECONDS
+        if frequency and (late or self.trainer.iteration % frequency == 0):
+            self.save()
+
+    def finish(self) -> None:
+        """Save where the run is, unless that is saved already."""
+        if self._saved_iteration != self.trainer.iteration:
+            self.save()
+
+    def save(self) -> None:
+        """Write checkpoint.pt, the log being on the disk before it."""
+        if self.run_dir is None or self._log is None:
+            return
+        started = time.perf_counter()
+        self._log.sync()
+        content = {**self.trainer.state_dict(), "wall_time": self.elapsed(), **origin(self.trainer)}
+        save_checkpoint(self.run_dir / "checkpoint.pt", content)
+        self._saved_at, self._saved_iteration = time.perf_counter(), self.trainer.iteration
+        self.saving += self._saved_at - started
+
+    def keep_best(self) -> float:
+        """Evaluate the iterate and write best_model.pt if no evaluation was better before; returns the mean return."""
+        trainer = self.trainer
+        mean_return = trainer.evaluate()
+        if mean_return > trainer.best_return:
+            trainer.best_return = mean_return
+            if self.run_dir is not None:
+                started = time.perf_counter()
+                content = {
+                    "policy": trainer.policy.state_dict(),
+                    "normalizer": trainer.evaluator.normalizer.state_dict(),
+                    "iteration": trainer.iteration,
+                    "return": mean_return,
+                }
+                save_checkpoint(self.run_dir / "best_model.pt", content | origin(trainer))
+                self.saving += time.perf_counter() - started
+        return mean_return
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._log is not None:
+            self._log.close()
+
+
+def origin(trainer: Trainer) -> dict[str, Any]:
+    """What says from which run a file is."""
+    config = trainer.config
+    return {
+        "settings": config.settings(),
+        "iterations": config.iterations,
+        "network": describe_network(trainer.policy),
+        "agent": type(trainer.agent).__name__,
+    }

@@ -1,0 +1,123 @@
+"""From the content of a checkpoint to a trainer that goes on."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium.vector import VectorEnv
+from torch.optim import Optimizer
+
+from ..agents import MlpPolicy
+from ..bases import RefreshedBase
+from ..bases.flat import FlatBase
+from ..common.errors import NumericalError, RunFolderError
+from ..common.storage import check_like, must_fit
+from ..training.builders import build_normalizer, build_policy
+from ..training.config import TrainConfig
+from ..training.rollouts.normalization import Normalizer
+from ..training.trainer import Trainer
+from .folder import check_network
+
+
+def total_iterations(path: Path, content: dict[str, Any] | None, configured: int, asked: int | None) -> int:
+    """How many iterations a resumed run is to have in all.
+
+    The checkpoint knows; config.yml may lag behind it where a raised number was being written when the power went.
+
+    Args:
+        path: the checkpoint, for the messages.
+        content: what is in it; None if there is none.
+        configured: what config.yml says.
+        asked: what the user says; None for nothing.
+
+    Raises:
+        RunFolderError: the numbers contradict each other, or the user wants fewer than before.
+    """
+    known = configured if content is None else content.get("iterations")
+    if type(known) is not int or known < 1:
+        raise RunFolderError(f"{path}.iterations must be a whole number of at least 1, it is {known!r}")
+    if asked is not None:
+        if asked < known:
+            raise RunFolderError(f"iterations can only be raised: the run has {known}, got {asked}")
+        return asked
+    if configured > known:
+        raise RunFolderError(
+            f"config.yml says {configured} iterations and {path} says {known}: give --iterations to say which"
+        )
+    return known
+
+
+def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
+    """Bring a new trainer to where the checkpoint is, the settings having been compared.
+
+    Raises:
+        RunFolderError: the checkpoint is from another run, is not built as it must be, or allows no iteration.
+    """
+    name = type(trainer.agent).__name__
+    if content.get("agent") != name:
+        raise RunFolderError(f"{path} is from a run with the agent {content.get('agent')}, not {name}: give it, too")
+    with must_fit(path):
+        check_network(path, content, trainer.policy)
+        template = trainer.state_dict() | {"wall_time": 0.0}
+        template["optimizer"]["param_groups"] = []  # whose entries depend on whether there was a step: see _check_base
+        for name, like in template.items():
+            if name not in content:
+                raise RunFolderError(f"{path}.{name} is missing")
+            check_like(f"{path}.{name}", content[name], like)
+        _check_base(f"{path}.optimizer", content["optimizer"], trainer.optimizer.base)
+        if trainer.critic is not None:
+            _check_base(f"{path}.critic.optimizer", content["critic"]["optimizer"], trainer.critic.base.base)
+        history, most = content["optimizer"]["optex"]["history"], trainer.optimizer.options.history_size
+        if history is not None and len(history["steps"]) > most:
+            raise RunFolderError(f"{path}.optimizer.optex.history must have at most {most} pairs")
+        trainer.load_state_dict(content)
+        if trainer.iteration < trainer.config.iterations:
+            _try(trainer)
+            trainer.load_state_dict(content)
+
+
+def _check_base(path: str, state: dict[str, Any], base: Optimizer) -> None:
+    """Refuse groups and a state of a base optimizer that neither its construction nor a step would have made."""
+    flat = FlatBase(base)
+    zero = torch.zeros_like(flat.point())
+    with flat.rewound():
+        if state["state"] or any(group.get("step") for group in state["param_groups"]):
+            if isinstance(base, RefreshedBase):
+                base.forget()
+            flat.step(zero, lambda _: zero)
+        template = base.state_dict()
+        for name in ("param_groups", "state"):
+            check_like(f"{path}.{name}", state[name], template[name])
+
+
+def _try(trainer: Trainer) -> None:
+    """Propose points, and take a base step, to see what no look at the state would show; it is to be loaded anew."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            (start, *_) = trainer.optimizer.ask()
+            FlatBase(trainer.optimizer.base).step(torch.zeros_like(start), torch.zeros_like)
+        except NumericalError:  # what training itself meets, and reports
+            return
+
+
+def restore_policy(
+    config: TrainConfig, envs: VectorEnv[Any, Any, Any], path: Path, content: dict[str, Any]
+) -> tuple[MlpPolicy, Normalizer]:
+    """The policy of a checkpoint and the normalisation that it is used with.
+
+    Raises:
+        RunFolderError: the checkpoint holds another network, or is not built as it must be.
+    """
+    spaces = envs.single_observation_space, envs.single_action_space
+    policy, normalizer = build_policy(config, config.make_agent(), *spaces), build_normalizer(config, envs)
+    with must_fit(path):
+        check_network(path, content, policy)
+        policy.load_state_dict(content["policy"])
+        for name in ("obs", "returns"):
+            check_like(f"{path}.normalizer.{name}", content["normalizer"][name], normalizer.state_dict()[name])
+        normalizer.load_state_dict(content["normalizer"])
+    return policy, normalizer

@@ -1,0 +1,88 @@
+"""What a trainer is made of, as the options describe it: network, normalisation, groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from gymnasium import Space
+from gymnasium.vector import VectorEnv
+from torch import Tensor, nn
+
+from ..agents import Agent, Batch, MlpPolicy, StackedPolicy, observation_size
+from ..bases import Objective
+from ..common.errors import ConfigError
+from ..envs import make_vec
+from .config import TrainConfig
+from .rollouts.collector import Collector
+from .rollouts.evaluator import Evaluator, FusedEvaluator
+from .rollouts.normalization import Normalizer
+from .rollouts.seeding import spawn_seeds
+
+EvaluatorFactory: TypeAlias = Callable[[TrainConfig, Agent, StackedPolicy], Evaluator]
+
+
+def fuse(config: TrainConfig, agent: Agent, policy: StackedPolicy) -> Evaluator:
+    """The evaluator in the process, which steps all environments at once.
+
+    Args:
+        config: the options.
+        agent: gives the loss.
+        policy: the network's architecture, as a function of the points; what these share has the values of each call.
+    """
+    envs = make_vec(config.env, config.num_points * config.envs_per_point)
+    normalizer = build_normalizer(config, envs)
+    collector = Collector(envs, config.num_points, config.n_steps, config.seed, normalizer, config.noise_repeat)
+    return FusedEvaluator(policy, agent, collector)
+
+
+def build_policy(config: TrainConfig, agent: Agent, observations: Space[Any], actions: Space[Any]) -> MlpPolicy:
+    """The network that the options describe, freshly initialised from the seed of the run."""
+    return MlpPolicy(
+        observations,
+        actions,
+        net_arch=config.net_arch,
+        activation=config.activation,
+        critic=agent.needs_critic,
+        log_std_init=config.log_std_init,
+        generator=torch.Generator().manual_seed(spawn_seeds(config.seed, 2, 1)[0]),
+    )
+
+
+def build_objective(agent: Agent, policy: StackedPolicy) -> Objective:
+    """The agent's loss on the batch of one point, ``[1, T, E, …]``, for bases that need more of it than gradients."""
+
+    def loss(point: Tensor, batch: Batch) -> Tensor:
+        return agent.loss(policy.bind(point[None], transforms=True), batch).total[0]
+
+    return Objective(loss, policy.policy, lambda batch: batch.obs[0].flatten(0, 1))
+
+
+def build_normalizer(config: TrainConfig, envs: VectorEnv[Any, Any, Any]) -> Normalizer:
+    """The normalisation that the options describe, before it has seen anything."""
+    features = observation_size(envs.single_observation_space)
+    flags = {"obs": config.normalize_obs, "reward": config.normalize_reward}
+    return Normalizer(features, envs.num_envs, config.gamma, **flags)
+
+
+def parameter_groups(policy: nn.Module) -> list[dict[str, Any]]:
+    """One named group for each part that a policy names (actor, critic), else one for all parameters."""
+    parts = getattr(policy, "parameter_groups", None)
+    if parts is None:
+        return [{"params": list(policy.parameters())}]
+    return [{"params": parameters, "name": name} for name, parameters in parts()]
+
+
+def split_critic(policy: nn.Module) -> tuple[list[dict[str, Any]], list[nn.Parameter]]:
+    """The groups of a policy but the one named "critic", and the parameters of that one.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    groups = parameter_groups(policy)
+    critic = [parameter for group in groups if group.get("name") == "critic" for parameter in group["params"]]
+    if not critic:
+        name = type(policy).__name__
+        raise ConfigError(f"n_critic_updates needs a part 'critic' in {name}.parameter_groups(): name it, or use 0")
+    return [group for group in groups if group["name"] != "critic"], critic

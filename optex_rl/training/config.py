@@ -1,0 +1,296 @@
+"""The options of a training run: one flat dataclass, whose fields are the flags of the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, get_args, get_origin, get_type_hints
+
+import torch
+import yaml
+
+from ..agents import AGENTS, Agent, agent_options, make_agent
+from ..bases import check_name
+from ..common.errors import ConfigError, RunFolderError
+from ..common.storage import read_regular, write_atomically
+from ..common.validation import check_between, check_choice, shown
+from ..optimizer.estimator.predictors import PREDICTORS
+from ..optimizer.options import BLOCKS, OptExOptions
+from ..optimizer.selection import SELECTIONS
+from .presets import tuned_options
+
+METHODS: Final = ("vanilla", "data-parallel", "target", "optex")
+SCHEDULES: Final = ("constant", "linear")
+OPTEX: Final = OptExOptions  # where the defaults of the optimizer stand
+LARGEST: Final = 1e38  # real number: single precision holds little more
+LARGEST_SEED: Final = 2**32 - 1  # that NumPy, PyTorch and Gymnasium all take
+MOST_EPISODES: Final = 10**5  # of an evaluation: each has an environment of its own
+MOST_LAYERS: Final = 16
+MOST_BYTES: Final = 2**20  # of config.yml
+MOST_SAMPLES: Final = 10**7  # of an iteration, which has them all in memory
+# Options that may differ between a run and its resumption: how long it is, and where and how it is written and shown.
+FREE: Final = (
+    *("iterations", "checkpoint_freq", "max_bad_iterations"),
+    *("device", "logdir", "run_name", "progress_bar"),
+)
+
+
+def _option(
+    default: Any,
+    text: str,
+    choices: tuple[str, ...] | None = None,
+    *,
+    low: float = 0,
+    high: float | None = None,
+    other: str = "",
+) -> Any:
+    """Dataclass field with what the command line has to know about it.
+
+    Args:
+        default: the default.
+        text: what it means.
+        choices: the words that are allowed; None for any.
+        low: the least number that is allowed.
+        high: the largest one; every number has one.
+        other: what is allowed besides numbers, for the message.
+    """
+    known = {"help": text, "choices": choices, "low": low, "high": high, "other": other}
+    return field(default=default, metadata=known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Options of a training run; words are those of stable-baselines3. Each field says in its metadata what it means.
+
+    ``n_envs`` and ``n_steps`` are per point: one evaluation of N points takes N × n_envs × n_steps samples.
+
+    Raises:
+        ConfigError: an option is outside what is allowed; those of the agent and the policy are checked where these are
+            made.
+    """
+
+    algo: str = _option("a2c", "agent", tuple(AGENTS))
+    env: str = _option("CartPole-v1", "Gymnasium id of the task")
+    method: str = _option("optex", "how a sequential iteration uses its N evaluations", METHODS)
+    optimizer: str = _option("adam", "base optimizer, see optex_rl.bases.BASES")
+    learning_rate: float = _option(3e-3, "learning rate of the base optimizer", high=LARGEST)
+    lr_schedule: str = _option("linear", "learning rate over the run; linear falls to 0", SCHEDULES)
+    iterations: int = _option(100, "sequential iterations", low=1, high=10**9)
+    seed: int = _option(0, "seed of everything random", high=LARGEST_SEED)
+
+    parallelism: int = _option(
+        OPTEX.parallelism,
+        "N: points (optex), steps (target) or batches (data-parallel) per iteration",
+        low=1,
+        high=1000,
+    )
+    n_envs: int = _option(8, "environments per point", low=1, high=10**6)
+    n_steps: int = _option(128, "steps per environment and evaluation", low=1, high=10**6)
+    history_size: int | None = _option(
+        None,
+        "pairs of parameters and gradient that the estimate rests on; none for 20, or 3 for each point if more",
+        low=2,
+        high=10**4,
+        other="none",
+    )
+    kernel: str = _option(OPTEX.kernel, "kernel of the estimate: matern52, matern32, matern12 or rbf")
+    lengthscale: float | str = _option(
+        OPTEX.lengthscale,
+        "length scale: a number, 'median', or 'auto' by evidence",
+        high=LARGEST,
+        other="'auto' or 'median'",
+    )
+    noise: float | str = _option(
+        OPTEX.noise, "gradient noise: a number, or 'auto' by evidence", high=LARGEST, other="'auto'"
+    )
+    selection: str = _option(OPTEX.selection, "how the next iterate is made", tuple(SELECTIONS))
+    stride: int = _option(OPTEX.stride, "base steps from one point to the next", low=1, high=1000)
+    predictor: str = _option(OPTEX.predictor, "what stands in for gradients not yet evaluated", tuple(PREDICTORS))
+    blocks: str = _option(OPTEX.blocks, "one estimate for all parameters, or one for each group", BLOCKS)
+
+    gamma: float = _option(0.99, "discount factor", high=1)
+    gae_lambda: float = _option(0.95, "bias-variance trade-off of the advantages (a2c, ppo)", high=1)
+    ent_coef: float = _option(0.01, "weight of the entropy bonus", high=LARGEST)
+    vf_coef: float = _option(0.5, "weight of the value loss", high=LARGEST)
+    normalize_advantage: bool = _option(True, "normalise the advantages of each point")
+    clip_range: float = _option(0.2, "how far the probability ratio may leave 1 (ppo)", high=LARGEST)
+    n_epochs: int = _option(10, "passes over the samples of an iteration (ppo)", low=1, high=10**6)
+    batch_size: int = _option(64, "samples of a minibatch (ppo, and the critic's updates)", low=1, high=10**9)
+    target_kl: float | None = _option(
+        None,
+        "limit on the divergence: epochs end beyond 1.5 times it (ppo; none: no limit); of a step (trpo; none: .01)",
+        high=LARGEST,
+        other="none",
+    )
+    cg_max_steps: int = _option(15, "steps of the conjugate gradients (trpo)", low=1, high=10**4)
+    cg_damping: float = _option(0.1, "added to the diagonal of the Fisher matrix (trpo)", high=LARGEST)
+    line_search_shrinking_factor: float = _option(0.8, "of the step from one attempt to the next (trpo)", high=1)
+    line_search_max_iter: int = _option(10, "attempts of the line search (trpo)", low=1, high=10**4)
+    n_critic_updates: int = _option(
+        0,
+        "passes of a critic that all points share over the samples of an iteration; 0: it is part of each point",
+        high=10**6,
+    )
+    critic_learning_rate: float = _option(
+        1e-3, "learning rate of these passes, scheduled like the base's (Adam)", high=LARGEST
+    )
+    baseline: bool = _option(True, "subtract a learned baseline (reinforce)")
+    normalize_obs: bool = _option(False, "normalise observations by running mean and variance")
+    normalize_reward: bool = _option(False, "divide rewards by the running deviation of the discounted return")
+    noise_repeat: int = _option(1, "hold the random numbers of exploration for so many steps", low=1, high=10**6)
+    log_std_init: float = _option(0.0, "initial logarithm of the deviation of continuous actions", low=-20, high=20)
+    max_grad_norm: float | None = _option(
+        0.5, "clip gradients to this norm before a base step; none for no clipping", high=LARGEST, other="none"
+    )
+    net_arch: tuple[int, ...] = _option((64, 64), "hidden layers of actor and critic", low=1, high=4096)
+    activation: str = _option("tanh", "activation of the hidden layers", ("tanh", "relu"))
+
+    eval_freq: int = _option(
+        20, "evaluate the iterate every so many iterations, and at the end; 0 for never", high=10**9
+    )
+    eval_episodes: int = _option(
+        20, "episodes of an evaluation, with the policy's most likely actions", low=1, high=MOST_EPISODES
+    )
+    checkpoint_freq: int = _option(
+        100, "save every so many iterations or each minute; 0 for only before and after", high=10**9
+    )
+    max_bad_iterations: int = _option(
+        10, "attempts in a row with NaN or infinite numbers before the run stops", high=10**6
+    )
+    device: str = _option("cpu", "torch device of parameters, history and batches")
+    logdir: str | None = _option("runs", "folder of all run folders; none to write nothing")
+    run_name: str | None = _option(None, "name of the run folder; by default ENV_ALGO_METHOD_SEED, numbered if taken")
+    progress_bar: bool = _option(True, "show a progress bar")
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(TrainConfig)
+        for spec in dataclasses.fields(self):
+            check_option(spec.name, getattr(self, spec.name), hints[spec.name], spec.metadata)
+        if self.samples > MOST_SAMPLES:
+            given = f"at most {MOST_SAMPLES} samples at once, got {self.samples}"
+            raise ConfigError(f"parallelism, n_envs and n_steps must give {given}")
+        if self.n_critic_updates and not self.make_agent().shares_critic:
+            why = f"the critic of {self.algo}, with these options, cannot be fitted apart; use a2c"
+            raise ConfigError(f"n_critic_updates must be 0, got {self.n_critic_updates}: {why}")
+        self.optex_options()
+        check_name(self.optimizer)
+        check_device(self.device)
+
+    @classmethod
+    def recommended(cls, env: str = "CartPole-v1", algo: str = "a2c", **overrides: Any) -> TrainConfig:
+        """The tuned options of an agent on a task, or the defaults where there are none; ``overrides`` win.
+
+        Raises:
+            ConfigError: as for the class.
+        """
+        unknown = sorted(overrides.keys() - {spec.name for spec in dataclasses.fields(cls)})
+        if unknown:
+            raise ConfigError(f"TrainConfig has no option {', '.join(unknown)}")
+        return cls(**{"env": env, "algo": algo, **tuned_options(env, algo), **overrides})
+
+    @property
+    def num_points(self) -> int:
+        """Parameter sets evaluated at once."""
+        return self.parallelism if self.method == "optex" else 1
+
+    @property
+    def envs_per_point(self) -> int:
+        """Environments of each parameter set: data-parallel gives its one point those of all."""
+        return self.n_envs * (self.parallelism if self.method == "data-parallel" else 1)
+
+    @property
+    def samples(self) -> int:
+        """Samples of an evaluation, of all points together."""
+        return self.num_points * self.envs_per_point * self.n_steps
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations one after the other in a sequential iteration: the ideal, target, takes N."""
+        return self.parallelism if self.method == "target" else 1
+
+    def optex_options(self) -> OptExOptions:
+        """The options of the optimizer; methods other than optex are the base, which is OptEx with one point."""
+        names = {spec.name for spec in dataclasses.fields(OptExOptions)} - {"parallelism", "without_closure"}
+        options = {name: getattr(self, name) for name in names}
+        if self.history_size is None:
+            options["history_size"] = max(20, 3 * self.parallelism)
+        return OptExOptions(parallelism=self.num_points, **options)
+
+    def make_agent(self) -> Agent:
+        """The agent that ``algo`` names, its hyper-parameters from the options of the same names that are not None."""
+        own = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
+        return make_agent(self.algo, **{n: own[n] for n in agent_options(self.algo) if own.get(n) is not None})
+
+    def schedule_at(self, iteration: int) -> float:
+        """Factor on the learning rates in an iteration, counted from 0."""
+        return 1.0 - iteration / self.iterations if self.lr_schedule == "linear" else 1.0
+
+    def values(self) -> dict[str, Any]:
+        """The options as plain values."""
+        return dataclasses.asdict(self) | {"net_arch": list(self.net_arch)}
+
+    def settings(self) -> dict[str, Any]:
+        """The options that a run and its resumption must share."""
+        return {name: value for name, value in self.values().items() if name not in FREE}
+
+    def save(self, path: Path) -> None:
+        """Write the options as YAML, whole or not at all.
+
+        Raises:
+            RunFolderError: the file cannot be written.
+        """
+        write_atomically(path, yaml.safe_dump(self.values(), sort_keys=False).encode())
+
+
+def check_option(name: str, value: Any, hint: Any, known: Mapping[str, Any]) -> None:
+    """Raise a ConfigError unless an option has its type and is within what `_option` says.
+
+    Whole numbers may stand for real ones. The bounds of a tuple are those of its entries.
+    """
+    low, high = known["low"], known["high"]
+    if get_origin(hint) is tuple:
+        sizes = value if isinstance(value, tuple) and len(value) <= MOST_LAYERS else (None,)
+        if not all(type(size) is int and low <= size <= high for size in sizes):
+            words = f"a list of at most {MOST_LAYERS} whole numbers between {low} and {high}"
+            raise ConfigError(f"{name} must be {words}, got {shown(value)}")
+        return
+    allowed = set(get_args(hint) or (hint,))
+    if type(value) not in (allowed | {int} if float in allowed else allowed):
+        raise ConfigError(f"{name} must be {getattr(hint, '__name__', hint)}, got {shown(value)}")
+    if known["choices"] is not None:
+        check_choice(name, value, known["choices"])
+    if high is not None and isinstance(value, (int, float)):
+        check_between(name, value, low, high, "a number" if float in allowed else "a whole number", known["other"])
+
+
+def check_device(device: str) -> None:
+    """Raise a ConfigError unless torch has the device."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {device!r} cannot be used here, try 'cpu' ({reason})") from error
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Options from a file written by `TrainConfig.save`.
+
+    Raises:
+        RunFolderError: the file is missing or is no such file.
+        ConfigError: an option is outside what is allowed.
+    """
+    data = read_regular(path, "the options of a run", MOST_BYTES)
+    try:
+        values = yaml.safe_load(data.decode())
+    # PyYAML raises more than its own errors: for dates that are none, numbers that are none, and bottomless nests.
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunFolderError(f"{path} cannot be read as the options of a run: {reason}") from error
+    known = {spec.name for spec in dataclasses.fields(TrainConfig)}
+    if not isinstance(values, dict) or not values.keys() <= known:
+        raise RunFolderError(f"{path} does not hold the options of a run")
+    if isinstance(values.get("net_arch"), list):
+        values["net_arch"] = tuple(values["net_arch"])
+    return TrainConfig(**values)

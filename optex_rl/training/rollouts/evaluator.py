@@ -1,0 +1,143 @@
+"""Gradients at N parameter sets at once, by fused collection and one backward pass.
+
+Axes: ``N`` points, ``T`` steps, ``E`` environments per point, ``d`` parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...agents import Agent, AgentLosses, Batch, StackedPolicy
+from ...envs import NativeVectorEnv, describe_backend
+from .collector import Collector
+from .episodes import Episode
+from .normalization import Normalizer
+
+KEPT_BYTES: Final = 2**25 - 2**16  # just below the 32 MiB that glibc lets its threshold rise to on its own
+
+
+class Evaluation(NamedTuple):
+    """True gradients at N points.
+
+    Attributes:
+        gradients: ``[N, d]``.
+        losses: the total loss at each point and its parts, ``[N]`` each, detached.
+        episodes: the episodes that ended while the experience was collected.
+        batch: the experience, ``[N, T, E, …]``.
+        broken: which environments gave observations or rewards that are NaN or infinite, ``[N·E]``.
+        samples: environment steps that it took, over all points.
+    """
+
+    gradients: Tensor
+    losses: AgentLosses
+    episodes: list[Episode]
+    batch: Batch
+    broken: npt.NDArray[np.bool_]
+    samples: int
+
+
+class Evaluator(Protocol):
+    """Evaluates an agent's loss and gradient at N parameter sets, each from its own rollouts, here or elsewhere."""
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """The statistics that the policy is used with; saved with it, and loaded before `load_state_dict`."""
+
+    @property
+    def description(self) -> str:
+        """What steps the environments, for a reader."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether `load_state_dict` goes on bit for bit; else episodes start anew."""
+
+    def __call__(self, points: Tensor) -> Evaluation:
+        """Loss and gradient at ``points [N, d]``."""
+
+    def end_iteration(self) -> None:
+        """Update the statistics, which stand still while points are evaluated, by what was seen at them."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later evaluations depend on, besides the statistics."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+
+    def close(self) -> None:
+        """Give back environments and processes."""
+
+
+class FusedEvaluator:
+    """The evaluator in the process: one batched forward pass per time step serves all N points.
+
+    One backward pass of the summed losses gives all N gradients, because no point's loss depends on another point's
+    parameters.
+
+    Args:
+        policy: the network's architecture, as a function of the points.
+        agent: gives the loss.
+        collector: steps the environments.
+    """
+
+    def __init__(self, policy: StackedPolicy, agent: Agent, collector: Collector) -> None:
+        self.policy = policy
+        self.agent = agent
+        self.collector = collector
+
+    def __call__(self, points: Tensor) -> Evaluation:
+        """Loss and gradient at ``points [N, d]``."""
+        points = points.detach().requires_grad_()
+        bound = self.policy.bind(points)
+        batch, episodes = self.collector.collect(bound, points.device)
+        losses = self.agent.loss(bound, batch)
+        (gradients,) = torch.autograd.grad(losses.total.sum(), points)
+        losses = losses._replace(total=losses.total.detach())
+        return Evaluation(gradients, losses, episodes, batch, self.collector.broken, math.prod(self.collector.shape))
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """The statistics of the collector."""
+        return self.collector.normalizer
+
+    @property
+    def description(self) -> str:
+        """What the environments are."""
+        return describe_backend(self.collector.envs)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the environments give their state away, as the native ones do."""
+        return isinstance(self.collector.envs, NativeVectorEnv)
+
+    def end_iteration(self) -> None:
+        """Update the statistics."""
+        self.normalizer.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Random numbers and environments."""
+        return self.collector.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.collector.load_state_dict(state)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.collector.envs.close()
+
+
+def keep_freed_memory() -> None:
+    """Have the process keep freed arrays of up to 32 MiB for the next ones, not return them to the system each time.
+
+    It acts on the whole process, so the commands call it, and no constructor. Without it an iteration takes 6 to 15 %
+    longer: a page that comes back from the system costs more to touch than the arithmetic on it. glibc returns arrays
+    above a threshold, which rises when a larger one is freed (mallopt(3), M_MMAP_THRESHOLD): so one is made, never
+    touched, and freed. With other C libraries, or where the environment has set the threshold, nothing happens.
+    """
+    torch.empty(KEPT_BYTES, dtype=torch.uint8)

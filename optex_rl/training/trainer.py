@@ -1,0 +1,240 @@
+"""Training: environments, agent and optimizer wired together, one sequential iteration at a time."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import closing, nullcontext
+from dataclasses import asdict
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..agents import Agent, AgentLosses, Batch, StackedPolicy, observation_size
+from ..agents.networks.batching import warn_of_passes
+from ..bases import RefreshedBase, fused_kwargs, make_base
+from ..bases.flat import FlatBase
+from ..common.errors import ConfigError, NotPositiveDefiniteError, NumericalError, NumericalWarning
+from ..envs import make_vec
+from ..optimizer import OptEx
+from .builders import EvaluatorFactory, build_objective, build_policy, fuse, parameter_groups, split_critic
+from .config import TrainConfig
+from .faults import TroubleLog, describe, find_trouble, gather_evidence
+from .rollouts.episodes import EpisodeStatistics
+from .rollouts.evaluation import evaluate_policy, example_observations
+from .rollouts.evaluator import Evaluation
+from .rollouts.seeding import spawn_seeds
+from .updates import CriticUpdates
+
+MOST_NUMBERS: Final = 2 * 10**9  # of an array: 8 GB in single precision
+
+
+class Trainer:
+    """Wires the rooms together: evaluator, agent, optimizer; one call of `iterate` is one sequential iteration.
+
+    Args:
+        config: the options.
+        policy: a network of the user's own, see `StackedPolicy`; by default an `MlpPolicy`.
+        agent: an agent of the user's own; by default the one that ``config.algo`` names.
+        make_evaluator: gives what evaluates the points; by default the fused evaluator in the process.
+
+    Raises:
+        ConfigError: an option, the task or its spaces cannot be used; or what the network draws, changes or keeps in
+            its forward pass would be shared by the points.
+
+    Warns:
+        PerformanceWarning: the points are evaluated one after the other.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: nn.Module | None = None,
+        agent: Agent | None = None,
+        make_evaluator: EvaluatorFactory = fuse,
+    ) -> None:
+        self.config = config
+        self.agent = agent = config.make_agent() if agent is None else agent
+        with closing(make_vec(config.env, 1)) as envs:
+            spaces = envs.single_observation_space, envs.single_action_space
+        policy = build_policy(config, agent, *spaces) if policy is None else policy
+        check_sizes(config, observation_size(spaces[0]), sum(p.numel() for p in policy.parameters()))
+        self.policy = policy.to(config.device)
+        groups, critic = split_critic(policy) if config.n_critic_updates else (parameter_groups(policy), [])
+        base = make_base(config.optimizer, groups, config.learning_rate, fused_kwargs(config.optimizer))
+        self.optimizer = OptEx.wrap(base, **asdict(config.optex_options()))
+        stacked = StackedPolicy(policy, shared=critic)
+        stacked.examine(example_observations(spaces[0]), agent.needs_critic and stacked.has_critic)
+        warn_of_passes(type(policy).__name__, config.num_points, stacked.obstacle, stacklevel=4)  # at `train`
+        self.critic = CriticUpdates(agent, stacked, critic, config) if critic else None
+        iterate = FlatBase(base, config.max_grad_norm)
+        self.update = agent.make_update(stacked, iterate, spawn_seeds(config.seed, 4, 1)[0])
+        if isinstance(base, RefreshedBase):
+            base.bind(build_objective(agent, stacked))
+        self.evaluator = make_evaluator(config, agent, stacked)
+        self.episodes = EpisodeStatistics()
+        self.trouble = TroubleLog(config.max_bad_iterations)
+        self.iteration = 0
+        self.env_steps = 0
+        self.best_return = -np.inf
+        self._evaluation_envs: Any = None
+
+    def iterate(self) -> dict[str, float]:
+        """One sequential iteration; its metrics by TensorBoard tag.
+
+        Raises:
+            NumericalError: more than ``max_bad_iterations`` bad attempts in a row, see `optex_rl.training.faults`; the
+                policy is as it was before the last of them.
+        """
+        dropped = self.trouble.dropped
+        schedule = self.config.schedule_at(self.iteration)
+        learning_rate = self.config.learning_rate * schedule
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.critic is not None:
+            self.critic.set_learning_rate(self.config.critic_learning_rate * schedule)
+        for _ in range(self.config.evaluations):
+            report = self._evaluate_and_step()
+            self.evaluator.end_iteration()  # after each evaluation, so that target stays vanilla with fewer reports
+        self.iteration += 1
+        return {
+            "time/env_steps": self.env_steps,
+            **self.episodes.metrics(),
+            "train/learning_rate": learning_rate,
+            **{f"train/{name}": value for name, value in report.items()},
+            "train/dropped_points": self.trouble.dropped - dropped,
+            **{f"optex/{name}": value for name, value in self.optimizer.statistics.items()},
+        }
+
+    def _evaluate_and_step(self) -> dict[str, float]:
+        """Evaluate and step, again with new samples where numerical trouble allows no step; what is to be logged."""
+        while True:
+            try:
+                report = self._attempt()
+            except NotPositiveDefiniteError as error:
+                self.trouble.bad(self.iteration + 1, error)
+                self.optimizer.reset_history()  # the same history would give the same matrix
+            except NumericalError as error:
+                if self.trouble.stops_with(error):
+                    raise
+                self.trouble.bad(self.iteration + 1, error, {"policy": self.policy.state_dict()})
+            else:
+                if report is not None:
+                    return report
+
+    def _attempt(self) -> dict[str, float] | None:
+        """One evaluation, and the step from its usable points; None if no point is usable."""
+        points = self.optimizer.ask()
+        evaluation = self.evaluator(points)
+        self.episodes.add(evaluation.episodes)
+        self.env_steps += evaluation.samples
+        reasons = find_trouble(evaluation.gradients, evaluation.losses.total, evaluation.broken)
+        if not reasons:
+            report = self._step(points, evaluation)
+            self.trouble.good()
+            return report
+        self.trouble.bad(self.iteration + 1, describe(reasons), gather_evidence(reasons, points, evaluation))
+        self.trouble.dropped += len(reasons)
+        usable = torch.tensor([point not in reasons for point in range(len(points))])
+        return self._step(points, evaluation, usable) if usable.any() else None
+
+    def _step(self, points: Tensor, evaluation: Evaluation, usable: Tensor | None = None) -> dict[str, float]:
+        """Move to the next iterate, by the agent's update or the optimizer; what is to be logged."""
+        losses, batch, told = evaluation.losses, evaluation.batch, evaluation.losses.total
+        collected = points
+        if usable is not None:
+            losses, batch, collected = AgentLosses(*(part[usable] for part in losses)), batch.at(usable), points[usable]
+        self._refresh(batch)
+        report = {name: float(part.mean()) for name, part in losses._asdict().items() if name != "total"}
+        if self.update is not None:
+            report |= self.update(collected, batch)
+        with nullcontext() if self.critic is None else self.critic.fitted(collected, batch):
+            self.optimizer.tell(evaluation.gradients, told, usable, move=self.update is None)
+        return report
+
+    def _refresh(self, batch: Batch) -> None:
+        """Let the base look at the batch of a point: the iterate, or the first usable one."""
+        base = self.optimizer.base
+        if isinstance(base, RefreshedBase):
+            # The steps so far number the attempts, so that a resumed run draws what the uninterrupted one does.
+            seed = np.random.SeedSequence(self.config.seed, spawn_key=(4, self.env_steps)).generate_state(1)[0]
+            base.refresh(batch.at(slice(0, 1)), torch.Generator().manual_seed(int(seed)))
+
+    def evaluate(self) -> float:
+        """Mean return of the policy's most likely actions over ``eval_episodes`` episodes, the same ones every time."""
+        if self._evaluation_envs is None:
+            self._evaluation_envs = make_vec(self.config.env, self.config.eval_episodes)
+        seed = spawn_seeds(self.config.seed, 3, 1)[0]
+        returns = evaluate_policy(self.policy, self._evaluation_envs, seed, self.evaluator.normalizer)
+        bad = [number for number, value in enumerate(returns) if not np.isfinite(value)]
+        if bad:
+            text = f"the returns of evaluation episodes {', '.join(map(str, bad))} are not finite"
+            warnings.warn(f"iteration {self.iteration}: {text}; it counts for nothing", NumericalWarning, stacklevel=2)
+            return float("nan")
+        return float(np.mean(returns))
+
+    def evaluation_due(self) -> bool:
+        """Whether the iterate is to be evaluated now."""
+        frequency = self.config.eval_freq
+        return frequency > 0 and (self.iteration % frequency == 0 or self.iteration == self.config.iterations)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later iterations depend on, as plain values and tensors."""
+        optimizer = self.optimizer.state_dict()
+        optimizer["optex"]["proposal"] = None  # an iteration that came to nothing is proposed again, the same
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": optimizer,
+            "normalizer": self.evaluator.normalizer.state_dict(),
+            "evaluator": self.evaluator.state_dict(),
+            "episodes": self.episodes.state_dict(),
+            "trouble": self.trouble.state_dict(),
+            "update": None if self.update is None else self.update.state_dict(),
+            "critic": None if self.critic is None else self.critic.state_dict(),
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+            "best_return": self.best_return,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.evaluator.normalizer.load_state_dict(state["normalizer"])
+        self.evaluator.load_state_dict(state["evaluator"])
+        self.episodes.load_state_dict(state["episodes"])
+        self.trouble.load_state_dict(state["trouble"])
+        if self.update is not None:
+            self.update.load_state_dict(state["update"])
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])
+        self.iteration, self.env_steps = state["iteration"], state["env_steps"]
+        self.best_return = state["best_return"]
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.evaluator.close()
+        if self._evaluation_envs is not None:
+            self._evaluation_envs.close()
+
+
+def check_sizes(config: TrainConfig, features: int, d: int) -> None:
+    """Refuse options of which an iteration could not be held in memory.
+
+    Args:
+        config: the options.
+        features: of an observation.
+        d: number of parameters.
+
+    Raises:
+        ConfigError: naming the first array that would be too large.
+    """
+    options = config.optex_options()
+    sizes = {"samples × features of an observation": config.samples * features}
+    if options.parallelism > 1:
+        sizes["history_size × parameters"] = options.history_size * d
+        sizes["parallelism × stride × parameters"] = options.parallelism * options.stride * d
+    for words, size in sizes.items():
+        if size > MOST_NUMBERS:
+            raise ConfigError(f"{words} must be at most {MOST_NUMBERS} numbers, got {size}")

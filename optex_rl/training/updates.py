@@ -1,0 +1,86 @@
+"""The passes that fit a critic which all points share to what they have just collected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..agents import Agent, Batch, StackedPolicy
+from ..agents.losses import value_loss
+from ..bases import fused_kwargs, make_base
+from ..bases.flat import FlatBase, Walker
+from .config import TrainConfig
+from .rollouts.seeding import spawn_seeds
+
+
+class CriticUpdates:
+    """Fits one critic for all points to what they have just collected, by minibatch steps of an Adam of its own.
+
+    Policy-gradient codes fit the critic much further than they move the policy: ``train_v_iters`` of Spinning Up's VPG,
+    ``n_critic_updates`` of sb3-contrib's TRPO, which this follows: passes over all samples, in minibatches, towards
+    targets made once. Ours are the λ-returns of the old critic, over the samples of all N points, which share it: what
+    OptEx looks ahead with is the actor alone.
+
+    Args:
+        agent: gives the targets.
+        policy: the network, of which the critic is the shared part.
+        critic: its parameters.
+        config: gives ``n_critic_updates``, ``batch_size``, ``max_grad_norm`` and the seed of the order of the samples.
+    """
+
+    def __init__(
+        self, agent: Agent, policy: StackedPolicy, critic: Sequence[nn.Parameter], config: TrainConfig
+    ) -> None:
+        self.agent, self.policy, self.config = agent, policy, config
+        adam = make_base("adam", critic, config.critic_learning_rate, fused_kwargs("adam"))
+        self.base = FlatBase(adam, config.max_grad_norm)
+        own = {id(parameter) for parameter in critic}
+        others = [parameter for parameter in policy.policy.parameters() if id(parameter) not in own]
+        self.critic = policy.sharing(others)  # as a function of its own parameters
+        self.generator = torch.Generator().manual_seed(spawn_seeds(config.seed, 5, 1)[0])
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Learning rate of the updates to come."""
+        self.base.groups[0]["lr"] = learning_rate
+
+    @contextmanager
+    def fitted(self, points: Tensor, batch: Batch) -> Iterator[None]:
+        """The critic after its updates, in the block and, unless that fails numerically, beyond it.
+
+        Args:
+            points: ``[N, d]``, the actors that collected ``batch``.
+            batch: their experience.
+
+        Raises:
+            NonFiniteError: a parameter became NaN or infinite; the critic is as before.
+        """
+        targets = self.agent.targets(self.policy.bind(points), batch)
+        with self.base.undone_on_trouble():
+            with self.base.walk() as walker:
+                self._update(walker, batch.obs.flatten(0, 2), targets.flatten())
+            yield
+
+    def _update(self, walker: Walker, obs: Tensor, targets: Tensor) -> None:
+        """All passes over ``obs [B, O]`` and ``targets [B]``."""
+        for _ in range(self.config.n_critic_updates):
+            order = torch.randperm(len(obs), generator=self.generator).to(obs.device)
+            for index in torch.split(order, self.config.batch_size):
+                point = walker.point().detach()[None].requires_grad_()
+                values = self.critic.critic(point, obs[index][None])
+                (gradient,) = torch.autograd.grad(value_loss(values, targets[index][None]).sum(), point)
+                with torch.no_grad():
+                    walker.step(gradient[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of Adam, and the random numbers that the order of later samples depends on."""
+        return {"optimizer": self.base.base.state_dict(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`, which stays as it is: torch's Adam alone would take its tensors over."""
+        self.base.base.load_state_dict(deepcopy(state["optimizer"]))
+        self.generator.set_state(state["generator"])
