@@ -76,7 +76,7 @@ class Iterate(Protocol):
     def step(self, gradient: Tensor) -> None:
         """One step of the base optimizer with `gradient` [d], clipped to `max_grad_norm`."""
 
-    def undone_on_trouble(self) -> AbstractContextManager[None]:
+    def undone_on_fault(self) -> AbstractContextManager[None]:
         """A block whose moves and steps are taken back if it raises a `NumericalError`, or ends in NaN."""
 
 

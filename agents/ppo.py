@@ -117,7 +117,7 @@ class Epochs:
             NonFiniteError: a gradient or a parameter became NaN or infinite; the parameters are back at the iterate.
         """
         rows = self.agent.rows(self.policy.bind(points), batch)
-        with self.iterate.undone_on_trouble():
+        with self.iterate.undone_on_fault():
             reports = [torch.stack(list(report)) for report in self._run(rows)]
         names = (*AgentLosses._fields[1:], "approx_kl", "clip_fraction")
         return dict(zip(names, torch.stack(reports).mean(0).tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Bases with special needs: bare classes bit for bit, state that survives, oracles, refreshes, and the command line."""
+"""Bases that need more than a gradient: bit for bit as bare classes, saved state, refreshes, and the command line."""
 
 from __future__ import annotations
 
@@ -211,11 +211,11 @@ def test_sam_asks_at_the_perturbed_point() -> None:
     base = SAM([theta], base_optimizer=torch.optim.SGD, lr=1.0, rho=0.5)
     asked: list[Tensor] = []
 
-    def oracle(point: Tensor) -> Tensor:
+    def gradient_function(point: Tensor) -> Tensor:
         asked.append(point)
         return torch.tensor([1.0, 2.0])
 
-    FlatBase(base).step(torch.tensor([3.0, 4.0]), oracle)
+    FlatBase(base).step(torch.tensor([3.0, 4.0]), gradient_function)
     torch.testing.assert_close(asked, [torch.tensor([0.3, 0.4])])
     torch.testing.assert_close(theta.detach(), torch.tensor([-1.0, -2.0]))
 

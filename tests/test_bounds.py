@@ -17,7 +17,7 @@ from gymnasium.spaces import Box, Discrete
 from optex_rl import ConfigError, TrainConfig
 from optex_rl.cli import commands, main
 from optex_rl.compare.rl_zoo3 import Sb3Config
-from optex_rl.compare.sweep import Race
+from optex_rl.compare.sweep import Sweep
 from optex_rl.training.trainer import check_sizes
 
 HUGE = 10**50
@@ -115,12 +115,12 @@ def test_evaluation(flags: list[str], message: str, tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize("option", ["seeds", "tuning_seeds", "workers"])
 def test_comparison(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flag = "--" + option.replace("_", "-")
-    assert main(["compare", flag, str(HUGE), "--folder", str(tmp_path / "race")]) == 2
+    assert main(["compare", flag, str(HUGE), "--folder", str(tmp_path / "comparison")]) == 2
     line = capsys.readouterr().err
     assert re.fullmatch(rf"optex-rl: error: {option} must be a whole number between . and \d+, got {HUGE}\n", line)
-    assert not (tmp_path / "race").exists()
+    assert not (tmp_path / "comparison").exists()
     with pytest.raises(ConfigError, match=f"{option} must be a whole number between"):
-        Race(folder=tmp_path, envs=["CartPole-v1"], **{option: 2.0})  # type: ignore[arg-type]
+        Sweep(folder=tmp_path, envs=["CartPole-v1"], **{option: 2.0})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("option", ["seed", "steps", "evaluations", "eval_episodes"])

@@ -295,13 +295,13 @@ def test_state_dict_hooks_run_in_order(case: Case, N: int) -> None:
 @every_parallelism
 def test_a_bare_base_loads_our_state(case: Case, N: int) -> None:
     problem, optimizer = started(case, N, steps=12)
-    twins = problem.copy(), problem.copy()
-    ours, plain = (case.base(twin) for twin in twins)
+    copies = problem.copy(), problem.copy()
+    ours, plain = (case.base(copied) for copied in copies)
     ours.load_state_dict(through_a_file(optimizer.state_dict()))
     plain.load_state_dict(deepcopy(optimizer.base.state_dict()))
-    for twin, base in zip(twins, (ours, plain), strict=True):
-        advance(twin, base, 3)
-    assert torch.equal(twins[0].point(), twins[1].point())
+    for copied, base in zip(copies, (ours, plain), strict=True):
+        advance(copied, base, 3)
+    assert torch.equal(copies[0].point(), copies[1].point())
 
 
 @every_base

@@ -1,4 +1,4 @@
-"""One critic for all points: shared binding, its passes against a plain loop, trouble, exact resumption, bad values."""
+"""One critic for all points: shared binding, its passes against a plain loop, faults, exact resumption, bad values."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_target_takes_n_iterations_of_vanilla() -> None:
         assert torch.equal(one, other)
 
 
-def test_trouble_in_the_step_takes_the_critic_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_the_step_undoes_the_critics_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     """The iteration is repeated with new samples, from the critic that was there before it."""
     made = trainer()
     made.iterate()

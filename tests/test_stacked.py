@@ -44,7 +44,7 @@ class SharedExtractor(nn.Module):
 
 
 class Subclassed(MlpPolicy):
-    """Overrides the actor, so that the perceptrons' fast path would be wrong."""
+    """Overrides the actor, so that the MLPs' fast path would be wrong."""
 
     def actor(self, obs: Tensor) -> Tensor:
         return 2 * super().actor(obs)
@@ -108,7 +108,7 @@ def test_stacked_equals_separate_with_gradients(name: str, N: int, dtype: torch.
 @pytest.mark.parametrize("name", ["tanh", "box", "relu"])
 def test_products_by_hand_equal_vmap(name: str) -> None:
     policy = architectures()[name]
-    # The class of a subclass is not known to be two perceptrons, which sends it through vmap.
+    # The class of a subclass is not known to be two MLPs, which sends it through vmap.
     general = copy.deepcopy(policy)
     general.__class__ = type("Derived", (MlpPolicy,), {})
     points, obs = stack(policy, 3), torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,7 @@ from ...common.errors import ConfigError
 from .batching import evaluate, find_obstacle
 from .distributions import ActionDistribution
 from .mlp import MlpPolicy
-from .perceptron import ACTIVATIONS, StackedPerceptron
+from .stacked_mlp import ACTIVATIONS, StackedMlp
 
 
 class BoundPolicy(Protocol):
@@ -150,7 +150,7 @@ class StackedPolicy:
         for name, parameter in self.policy.named_parameters():
             if name in self._shared:
                 stacked[name] = parameter.detach().expand(len(points), *parameter.shape)
-        # Only the class itself is known to be two perceptrons: a subclass may compute anything.
+        # Only the class itself is known to be two MLPs: a subclass may compute anything.
         if type(self.policy) is MlpPolicy and not transforms:
             return _BoundMlp(self.policy, self.distribution, stacked)
         batched = {method: method not in self._obstacles for method in ("actor", "critic")}
@@ -171,8 +171,8 @@ class _BoundMlp:
     def __init__(self, policy: MlpPolicy, distribution: ActionDistribution, stacked: dict[str, Tensor]) -> None:
         self.distribution, self.has_critic = distribution, policy.has_critic
         activation = ACTIVATIONS[policy.activation]
-        self._actor = StackedPerceptron("actor_net", stacked, activation)
-        self._critic = StackedPerceptron("critic_net", stacked, activation) if policy.has_critic else None
+        self._actor = StackedMlp("actor_net", stacked, activation)
+        self._critic = StackedMlp("critic_net", stacked, activation) if policy.has_critic else None
         self._log_std = stacked.get("actor_net.gaussian.log_std")
         self._seen: Tensor | None = None
         self._hidden: list[Tensor] = []  # outputs of the actor's hidden layers for `_seen`, [N, B, H] each

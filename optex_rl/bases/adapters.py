@@ -43,7 +43,7 @@ class AdaHessian(pytorch_optimizer.AdaHessian):
         for parameter, piece in zip(parameters, split(diagonal, parameters), strict=True):
             self.state[parameter]["hessian"] = spatial_average(piece.to(parameter.dtype)).clone()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Make the diagonal 1."""
         for parameter in self._parameters():
             self.state[parameter]["hessian"] = torch.ones_like(parameter)
@@ -87,7 +87,7 @@ class SAM(pytorch_optimizer.SAM):
         """Keep the batch for the gradient at the perturbed point; see `RefreshedBase`."""
         self._batch = batch
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Drop the batch."""
         self._batch = None
 

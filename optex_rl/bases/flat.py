@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from ..common.errors import ConfigError, NonFiniteError, NumericalError
 from ..common.linear_algebra import flatten, split
-from .protocols import AskingBase, Oracle
-from .replica import FlatTwin
+from .protocols import AskingBase, GradientFunction
+from .replica import FlatReplica
 
 
 class Snapshot(NamedTuple):
@@ -29,8 +29,8 @@ class Snapshot(NamedTuple):
     groups: list[dict[str, Any]]
 
 
-class Walker(Protocol):
-    """What takes base steps: the base itself, or its twin."""
+class Stepper(Protocol):
+    """What takes base steps: the base itself, or its replica."""
 
     def point(self) -> Tensor:
         """The parameters θ ``[d]``, to be read before the next step: it may change them in place."""
@@ -38,8 +38,8 @@ class Walker(Protocol):
     def move_to(self, point: Tensor) -> None:
         """Copy ``point [d]`` into the parameters."""
 
-    def step(self, gradient: Tensor, oracle: Oracle | None = None) -> None:
-        """One base step with ``gradient [d]``, clipped; ``oracle`` as for `FlatBase.step`."""
+    def step(self, gradient: Tensor, gradient_function: GradientFunction | None = None) -> None:
+        """One base step with ``gradient [d]``, clipped; ``gradient_function`` as for `FlatBase.step`."""
 
 
 def _copy_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -128,18 +128,18 @@ class FlatBase:
         return [a and b for a, b in zip(trainable, self.with_gradient, strict=True)]
 
     @torch.no_grad()
-    def step(self, gradient: Tensor, oracle: Oracle | None = None) -> None:
+    def step(self, gradient: Tensor, gradient_function: GradientFunction | None = None) -> None:
         """One base step with ``gradient [d]``, clipped; ``.grad`` is left as it was.
 
         Args:
             gradient: at the parameters.
-            oracle: the gradient at other points, for an `AskingBase`; by default its own, the true one.
+            gradient_function: the gradient at other points, for an `AskingBase`; by default its own, the true one.
         """
         parameters = self.parameters
         kept = [p.grad for p in parameters]
         self._put_gradient(gradient)
         if isinstance(self.base, AskingBase):
-            ask = oracle or self.base.gradient
+            ask = gradient_function or self.base.gradient
             self.base.step_asking(lambda: self._put_gradient(ask(self.point())))
         else:
             self.base.step()
@@ -165,7 +165,7 @@ class FlatBase:
             self._restore(snapshot)
 
     @contextmanager
-    def undone_on_trouble(self) -> Iterator[None]:
+    def undone_on_fault(self) -> Iterator[None]:
         """Take the steps of the block back if one of them fails numerically or leaves parameters that are not finite.
 
         Raises:
@@ -179,34 +179,34 @@ class FlatBase:
             self._restore(snapshot)
             raise
 
-    def _twin(self) -> FlatTwin | None:
-        """A twin to walk on; None where the base itself must, one parameter having no gradient for instance."""
-        return FlatTwin.of(self.base, self.max_grad_norm) if all(self._active()) else None
+    def _replica(self) -> FlatReplica | None:
+        """A replica to step; None where the base itself must step, for instance because a parameter has no gradient."""
+        return FlatReplica.of(self.base, self.max_grad_norm) if all(self._active()) else None
 
     @contextmanager
-    def trial_walk(self) -> Iterator[Walker]:
+    def trial_steps(self) -> Iterator[Stepper]:
         """What may take steps in the block without a trace."""
-        twin = self._twin()
-        if twin is not None:
-            yield twin
+        replica = self._replica()
+        if replica is not None:
+            yield replica
             return
         with self.rewound():
             yield self
 
     @contextmanager
-    def walk(self) -> Iterator[Walker]:
+    def committed_steps(self) -> Iterator[Stepper]:
         """What may take steps in the block, which hold unless one fails numerically or they end in no finite point.
 
         Raises:
             NonFiniteError: a parameter became NaN or infinite; parameters and state are as before.
         """
-        twin = self._twin()
-        if twin is not None:
-            yield twin
-            _check_parameters(twin.point())
-            twin.commit()
+        replica = self._replica()
+        if replica is not None:
+            yield replica
+            _check_parameters(replica.point())
+            replica.commit()
             return
-        with self.undone_on_trouble():
+        with self.undone_on_fault():
             yield self
 
     def _snapshot(self) -> Snapshot:

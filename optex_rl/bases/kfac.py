@@ -96,14 +96,14 @@ class KFAC(Preconditioned):
         if not all(factor.isfinite().all() for factor in (*inputs.values(), *outputs.values())):
             raise NonFiniteError("the Kronecker factors have NaN or infinite entries; the optimizer is unchanged")
         damping = self.param_groups[0]["damping"]
-        self.forget()
+        self.reset()
         for layer, G in outputs.items():
             weight: Tensor = layer.get_parameter("weight")
             self.state[weight]["input"], self.state[weight]["output"] = damped_inverses(inputs[layer], G, damping)
             if getattr(layer, "bias", None) is not None:
                 self.state[layer.get_parameter("bias")]["output"] = inverse(G, damping)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Make the Fisher matrix zero, that of the logarithms of the deviations 2 I."""
         damping, log_std = self.param_groups[0]["damping"], log_std_of(self._bound()[0])
         for parameter in self._parameters():

@@ -76,7 +76,7 @@ class Preconditioned(Optimizer, ABC):
         """Make P at the parameters, from a batch; see `RefreshedBase`."""
 
     @abstractmethod
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Make P the identity, but for the damping."""
 
     @abstractmethod
@@ -146,7 +146,7 @@ class NaturalGradient(Preconditioned):
             raise NonFiniteError("the observations hold NaN or infinite numbers; the optimizer is unchanged")
         self._anchor(observations)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Make F zero: there are no observations."""
         self._anchor(None)
 

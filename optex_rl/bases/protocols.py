@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..common.errors import ConfigError
 
-Oracle = Callable[[Tensor], Tensor]  # θ [d] → gradient [d]
+GradientFunction = Callable[[Tensor], Tensor]  # θ [d] → gradient [d]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class RefreshedBase(Protocol):
             NonFiniteError: the batch gives NaN or infinite numbers; the state is as before.
         """
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Undo all refreshes, the curvature being the identity from here on."""
 
 
@@ -81,7 +81,7 @@ class AskingBase(Protocol):
         """One step from the gradients in ``.grad``; ``put_gradient`` puts those of where the parameters are there."""
 
     def gradient(self, point: Tensor) -> Tensor:
-        """The true gradient at a point ``[d]``, for steps without an `Oracle`, which are those with one point.
+        """The true gradient at a point ``[d]``, for steps without a `GradientFunction`, which are those with one point.
 
         Raises:
             ConfigError: the base does not know the objective.

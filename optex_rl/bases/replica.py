@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ..common.linear_algebra import flatten, split
-from .protocols import Oracle
+from .protocols import GradientFunction
 from .registry import is_elementwise
 
 
-def has_twin(base: Optimizer) -> bool:
+def has_replica(base: Optimizer) -> bool:
     """Whether the steps of ``base`` can be taken on flat vectors: nothing tells one tensor from another, or looks on.
 
     Not where a hook or a patched ``step`` sees every step, nor with parameters of several devices or precisions.
@@ -78,8 +78,8 @@ def merged_state(states: Sequence[dict[str, Any]], parameters: Sequence[Tensor])
     return merged
 
 
-class FlatTwin:
-    """An elementwise base at its present parameters and state, to be stepped apart from it; see `has_twin`.
+class FlatReplica:
+    """An elementwise base at its present parameters and state, to be stepped apart from it; see `has_replica`.
 
     Args:
         base: the optimizer; only `commit` changes it.
@@ -117,9 +117,9 @@ class FlatTwin:
         )
 
     @classmethod
-    def of(cls, base: Optimizer, max_grad_norm: float | None) -> FlatTwin | None:
-        """The twin of ``base``, or None if it can have none."""
-        if not has_twin(base):
+    def of(cls, base: Optimizer, max_grad_norm: float | None) -> FlatReplica | None:
+        """The replica of ``base``, or None if it can have none."""
+        if not has_replica(base):
             return None
         runs = runs_of_groups(base)
         states = [merged_state([base.state.get(p, {}) for p in run["params"]], run["params"]) for run in runs]
@@ -135,8 +135,8 @@ class FlatTwin:
         self._point.copy_(point)
 
     @torch.no_grad()
-    def step(self, gradient: Tensor, oracle: Oracle | None = None) -> None:
-        """One base step with ``gradient [d]``, clipped; an elementwise base asks no ``oracle``."""
+    def step(self, gradient: Tensor, gradient_function: GradientFunction | None = None) -> None:
+        """One base step with ``gradient [d]``, clipped; an elementwise base asks no ``gradient_function``."""
         factor = 1.0
         if self._max_grad_norm is not None:  # as clip_grad_norm_
             factor = min(1.0, self._max_grad_norm / (float(torch.linalg.vector_norm(gradient)) + 1e-6))
@@ -145,7 +145,7 @@ class FlatTwin:
 
     @torch.no_grad()
     def commit(self) -> None:
-        """Bring parameters and state of the base to where the twin is, in place."""
+        """Bring parameters and state of the base to where the replica is, in place."""
         for run, vector in zip(self._runs, self._vectors, strict=True):
             parameters: list[Tensor] = run["params"]
             torch._foreach_copy_(parameters, split(vector, parameters))

@@ -1,4 +1,4 @@
-"""What a race gives: tables, CSV files, TensorBoard events, all made from the runs in its folder, finished or not."""
+"""Tables, CSV files and TensorBoard events of a comparison, made from the runs that are finished so far."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def write_events(folder: Path, entries: Sequence[Entry]) -> None:
 
 
 def write_report(folder: Path, thresholds: Mapping[str, float]) -> str:
-    """Write tables, CSV files, pictures and TensorBoard events into the folder of a race; returns the tables.
+    """Write tables, CSV files, plots and TensorBoard events into the folder of a comparison; returns the tables.
 
     Raises:
         ConfigError: Matplotlib is missing, or there is no threshold for a task.
@@ -163,8 +163,8 @@ def write_report(folder: Path, thresholds: Mapping[str, float]) -> str:
     if trials:
         write_csv(folder / "tuning.csv", [trial._asdict() for trial in trials])
     tables = make_tables(entries, trials)
-    trouble = [f"{run.env}, {run.method}, {run.setting}, seed {run.seed}: {w}" for run in runs for w in run.warnings]
-    tables += "".join(f"\nNumerical trouble: {line}\n" for line in trouble)
+    faults = [f"{run.env}, {run.method}, {run.setting}, seed {run.seed}: {w}" for run in runs for w in run.warnings]
+    tables += "".join(f"\nNumerical fault: {line}\n" for line in faults)
     write_atomically(folder / "table.md", tables.encode())
     write_csv(folder / "summary.csv", summary_rows(entries))
     write_events(folder / "tensorboard", entries)

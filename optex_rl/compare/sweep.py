@@ -42,7 +42,7 @@ Cell: TypeAlias = tuple[str, str]  # task, method
 
 
 @dataclass(frozen=True, kw_only=True)
-class Race:
+class Sweep:
     """What is compared with what.
 
     Every method is tuned by the same rules on every task, see `optex_rl.compare.tuning`: its learning rate, the entropy
@@ -56,8 +56,8 @@ class Race:
         methods: see `optex_rl.compare.methods`.
         seeds: final runs of each method on each task.
         tuning_seeds: tuning runs of the settings that are left at the end.
-        learning_rates: factors on the learning rate of the task's settings, the grid to begin with; one: no tuning.
-        ent_coefs: entropy coefficients; that of the task's settings if empty.
+        learning_rates: factors on the learning rate of the task's presets, the grid to begin with; one: no tuning.
+        ent_coefs: entropy coefficients; that of the task's presets if empty.
         thresholds: the return to reach on each task; they win over `THRESHOLDS`.
         until_threshold: whether a run stops once it holds its threshold.
         overrides: options of `TrainConfig` for all methods.
@@ -149,7 +149,7 @@ class Race:
         yield [self.job(env, method, best, seed) for seed in range(self.seeds)]
 
 
-def run_race(race: Race) -> StopRequest:
+def run_sweep(sweep: Sweep) -> StopRequest:
     """Do all runs that are missing; Ctrl-C and SIGTERM end it, and what is finished is kept.
 
     Returns:
@@ -160,24 +160,24 @@ def run_race(race: Race) -> StopRequest:
         RunFolderError: the folder holds runs with other options, or another process is at it.
         NumericalError, OptExError: a run or a worker failed.
     """
-    for cell in itertools.product(race.envs, race.methods):
-        threshold_of(cell[0], race.thresholds)
-        check_can_run(next(race.batches(*cell))[0].config)
+    for cell in itertools.product(sweep.envs, sweep.methods):
+        threshold_of(cell[0], sweep.thresholds)
+        check_can_run(next(sweep.batches(*cell))[0].config)
     try:
-        race.folder.mkdir(parents=True, exist_ok=True)
+        sweep.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunFolderError(f"the folder {race.folder} cannot be made: {error.strerror}") from error
-    workers = race.workers or os.cpu_count() or 1
+        raise RunFolderError(f"the folder {sweep.folder} cannot be made: {error.strerror}") from error
+    workers = sweep.workers or os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
     with (
-        locked(race.folder),
+        locked(sweep.folder),
         stop_on_interrupt() as stop,
-        tqdm(unit="run", disable=not race.progress_bar, dynamic_ncols=True, bar_format=BAR) as bar,
+        tqdm(unit="run", disable=not sweep.progress_bar, dynamic_ncols=True, bar_format=BAR) as bar,
         ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool,
     ):
-        runner = Runner(race, pool, bar, workers)
+        runner = Runner(sweep, pool, bar, workers)
         try:
-            for env in race.envs:
+            for env in sweep.envs:
                 runner.run_task(env, stop)
         except BrokenProcessPool as error:
             raise OptExError("a worker process died, perhaps for want of memory; the finished runs are kept") from error
@@ -190,21 +190,21 @@ class Runner:
     """Keeps the workers busy: each method goes on with its next batch as soon as the last one is done.
 
     Args:
-        race: what is run.
+        sweep: what is run.
         pool: the workers.
         bar: shows how many runs are done, of how many that are known, and when they will end.
         workers: how many there are.
     """
 
-    def __init__(self, race: Race, pool: ProcessPoolExecutor, bar: Any, workers: int) -> None:
-        self.race, self.pool, self.bar, self.workers = race, pool, bar, workers
+    def __init__(self, sweep: Sweep, pool: ProcessPoolExecutor, bar: Any, workers: int) -> None:
+        self.sweep, self.pool, self.bar, self.workers = sweep, pool, bar, workers
         self._pending: dict[Future[float], Cell] = {}
         self._seconds: dict[Cell, list[float]] = {}  # of the runs done here
-        self._tuning = set(itertools.product(race.envs, race.methods))  # cells whose final runs are still to come
+        self._tuning = set(itertools.product(sweep.envs, sweep.methods))  # cells whose final runs are still to come
 
     def run_task(self, env: str, stop: StopRequest) -> None:
         """All runs of a task, until somebody asks to stop."""
-        batches = {(env, method): self.race.batches(env, method) for method in self.race.methods}
+        batches = {(env, method): self.sweep.batches(env, method) for method in self.sweep.methods}
         for cell, iterator in batches.items():
             self._submit(cell, iterator)
         while self._pending and not stop.requested:
@@ -220,17 +220,17 @@ class Runner:
     def _submit(self, cell: Cell, batches: Iterator[list[Job]]) -> None:
         """Hand out a method's next batch of which something is missing, if there is one."""
         for batch in batches:
-            missing = [job for job in batch if not is_done(job, self.race.folder)]
+            missing = [job for job in batch if not is_done(job, self.sweep.folder)]
             if batch[0].config.seed < FIRST_TUNING_SEED:
                 self._tuning.discard(cell)
                 self.bar.update(len(batch) - len(missing))
             if missing:
-                self._pending |= {self.pool.submit(run_job, job, self.race.folder): cell for job in missing}
+                self._pending |= {self.pool.submit(run_job, job, self.sweep.folder): cell for job in missing}
                 return
 
     def _show(self) -> None:
         """How many runs are known to be left, and when they end if they take as long as those of their kind did."""
-        left = Counter(self._pending.values()) + Counter(dict.fromkeys(self._tuning, self.race.seeds))
+        left = Counter(self._pending.values()) + Counter(dict.fromkeys(self._tuning, self.sweep.seeds))
         self.bar.total = self.bar.n + left.total()
         seconds = expected_seconds(left, self._seconds) / self.workers
         self.bar.set_postfix_str(time.strftime("ends about %H:%M", time.localtime(time.time() + seconds)))

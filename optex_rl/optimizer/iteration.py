@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bases.flat import FlatBase, Walker
+from ..bases.flat import FlatBase, Stepper
 from .estimator.gp import Predictor
 from .evaluations import Evaluations
 from .options import OptExOptions
@@ -45,12 +45,12 @@ class Proposal:
     shown: int | None = None
 
     def show(self) -> Tensor:
-        """The points ``[N, d]``, not a copy, which would be as long as N gradients; see `spoilt`."""
+        """The points ``[N, d]``, not a copy, which would be as long as N gradients; see `modified`."""
         self.shown = changes(self.points)
         return self.points.detach()
 
     @property
-    def spoilt(self) -> bool:
+    def modified(self) -> bool:
         """Whether the points were changed in place since `show`."""
         return self.shown is not None and changes(self.points) != self.shown
 
@@ -112,40 +112,41 @@ def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) 
         return predict_here(base.point().repeat(N, 1), None)
     distances = []
     last = (N - 1) * stride
-    # Filled row by row: lists would have to be copied. Before the walk: what that leaves is then one piece.
+    # Filled row by row, because a list would have to be copied; allocated before the steps, so that the memory which
+    # these free is in one piece.
     estimates = estimator.new_means(last)
     points = estimates.new_empty(N, estimates.shape[1], dtype=base.parameters[0].dtype)
-    with base.trial_walk() as walker:
+    with base.trial_steps() as stepper:
         for step in range(last + 1):
-            here = walker.point()
+            here = stepper.point()
             known = estimator.distances_to(here)
             if step % stride == 0:
                 points[step // stride] = here
                 distances.append(known)
             if step < last:
-                walker.step(estimator.mean(here, known, out=estimates[step]), estimator.mean)
+                stepper.step(estimator.mean(here, known, out=estimates[step]), estimator.mean)
     return Proposal(points, estimates, estimator.variances(torch.stack(distances)))
 
 
-def unpredicted_step(walker: Walker, gradient: Tensor) -> None:
+def unpredicted_step(stepper: Stepper, gradient: Tensor) -> None:
     """One base step with ``gradient [d]``, which stands for the gradient nearby too: nothing better is known."""
-    walker.step(gradient, lambda _: gradient)
+    stepper.step(gradient, lambda _: gradient)
 
 
-def follow(walker: Walker, estimator: Predictor, near: Sequence[int], distances: Tensor | None = None) -> None:
+def follow(stepper: Stepper, estimator: Predictor, near: Sequence[int], distances: Tensor | None = None) -> None:
     """Base steps, each with the posterior mean at the point where it starts.
 
     Args:
-        walker: the base where the first step starts.
+        stepper: the base where the first step starts.
         estimator: predicts.
         near: for each step the age of a point of the history that is near to where it starts, see `distances_to`.
         distances: of the first of these points to the history, ``[B, T]``, if they are known.
     """
     (mean,) = estimator.new_means(1)  # one for all steps: fresh memory costs more than what is computed into it
     for step, age in enumerate(near):
-        here = walker.point()
+        here = stepper.point()
         known = distances if step == 0 and distances is not None else estimator.distances_to(here, age)
-        walker.step(estimator.mean(here, known, out=mean), estimator.mean)
+        stepper.step(estimator.mean(here, known, out=mean), estimator.mean)
 
 
 def ages_on_the_way(rows: Sequence[int], steps: int, stride: int) -> list[int]:
@@ -161,36 +162,36 @@ def ages_on_the_way(rows: Sequence[int], steps: int, stride: int) -> list[int]:
 
 @torch.no_grad()
 def select(
-    walker: Walker,
+    stepper: Stepper,
     estimator: Predictor,
     proposal: Proposal,
-    told: Evaluations,
+    evaluations: Evaluations,
     best: int | None,
     options: OptExOptions,
     distances: Tensor | None = None,
 ) -> int:
-    """Move ``walker`` from the iterate to the next one; returns how many base steps lie between them.
+    """Move ``stepper`` from the iterate to the next one; returns how many base steps lie between them.
 
     Args:
-        walker: the base at the iterate, with the state that belongs to it.
+        stepper: the base at the iterate, with the state that belongs to it.
         estimator: its history holds the new pairs.
         proposal: what was evaluated; of its points only the chosen one is left.
-        told: the evaluations there.
+        evaluations: the evaluations there.
         best: which of them the `Selection` chose; None to refine.
         options: N and stride.
         distances: of the iterate to the history, ``[B, T]``, if they are known.
     """
     if proposal.cold or not estimator.ready:
-        unpredicted_step(walker, told.gradients.mean(0))
+        unpredicted_step(stepper, evaluations.gradients.mean(0))
         return 1
     if best is None:
         steps = options.parallelism * options.stride
-        follow(walker, estimator, ages_on_the_way(told.rows, steps, options.stride), distances)
+        follow(stepper, estimator, ages_on_the_way(evaluations.rows, steps, options.stride), distances)
         return steps
-    chosen = told.rows[best]
+    chosen = evaluations.rows[best]
     # The same base steps again bring the state that belongs to the chosen point; no copy of it was kept.
     for estimate in proposal.estimates[: chosen * options.stride]:
-        walker.step(estimate, estimator.mean)
-    walker.move_to(proposal.points[0])  # where it was evaluated, should the learning rate have changed since
-    walker.step(told.gradients[best], estimator.mean)
+        stepper.step(estimate, estimator.mean)
+    stepper.move_to(proposal.points[0])  # where it was evaluated, should the learning rate have changed since
+    stepper.step(evaluations.gradients[best], estimator.mean)
     return chosen * options.stride + 1

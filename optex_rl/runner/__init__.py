@@ -1,1 +1,1 @@
-"""A run on disk: training and going on, its folder, checkpoints, log and pictures."""
+"""A run on disk: training and going on, its folder, checkpoints, log and plots."""

@@ -107,7 +107,9 @@ def describe_network(policy: nn.Module) -> dict[str, Any]:
     }
 
 
-def check_settings(path: Path, content: Mapping[str, Any], config: TrainConfig, names: tuple[str, ...] = ()) -> None:
+def check_shared_options(
+    path: Path, content: Mapping[str, Any], config: TrainConfig, names: tuple[str, ...] = ()
+) -> None:
     """Refuse a checkpoint whose run had other options than config.yml says.
 
     Args:
@@ -119,7 +121,7 @@ def check_settings(path: Path, content: Mapping[str, Any], config: TrainConfig, 
     Raises:
         RunFolderError: naming the first option that differs.
     """
-    saved, expected = content.get("settings"), config.settings()
+    saved, expected = content.get("options"), config.shared_options()
     if not isinstance(saved, dict):
         raise RunFolderError(f"{path} does not say which run it is from")
     for name in names or expected:

@@ -16,7 +16,7 @@ from ..common.storage import load_checkpoint, must_fit, read_regular
 from ..training import EvaluatorFactory, Trainer, fuse
 from ..training.config import TrainConfig, load_config
 from ..training.rollouts.normalization import Normalizer
-from .folder import check_settings, locked, make_run_folder
+from .folder import check_shared_options, locked, make_run_folder
 from .log import ProgressBar
 from .recorder import Recorder
 from .restore import restore, total_iterations
@@ -121,7 +121,7 @@ def resume(
         content = load_checkpoint(path) if path.exists() else None
         with must_fit(path):
             if content is not None:
-                check_settings(path, content, config)
+                check_shared_options(path, content, config)
             total = total_iterations(path, content, config.iterations, iterations)
         trainer = Trainer(dataclasses.replace(config, iterations=total), policy, agent, evaluator)
         stack.callback(trainer.close)

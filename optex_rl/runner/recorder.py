@@ -25,7 +25,7 @@ class Recorder:
 
     def __init__(self, trainer: Trainer, run_dir: Path | None, saved: dict[str, Any] | None = None) -> None:
         self.trainer, self.run_dir = trainer, run_dir
-        trainer.trouble.folder = run_dir
+        trainer.faults.folder = run_dir
         self._log = None if run_dir is None else RunLog(run_dir, None if saved is None else trainer.iteration)
         self._started = time.perf_counter() - (0.0 if saved is None else saved["wall_time"])
         self._saved_at = time.perf_counter()
@@ -96,7 +96,7 @@ def origin(trainer: Trainer) -> dict[str, Any]:
     """What says from which run a file is."""
     config = trainer.config
     return {
-        "settings": config.settings(),
+        "options": config.shared_options(),
         "iterations": config.iterations,
         "network": describe_network(trainer.policy),
         "agent": type(trainer.agent).__name__,

@@ -51,7 +51,7 @@ def total_iterations(path: Path, content: dict[str, Any] | None, configured: int
 
 
 def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
-    """Bring a new trainer to where the checkpoint is, the settings having been compared.
+    """Bring a new trainer to where the checkpoint is, the shared options having been compared.
 
     Raises:
         RunFolderError: the checkpoint is from another run, is not built as it must be, or allows no iteration.
@@ -86,7 +86,7 @@ def _check_base(path: str, state: dict[str, Any], base: Optimizer) -> None:
     with flat.rewound():
         if state["state"] or any(group.get("step") for group in state["param_groups"]):
             if isinstance(base, RefreshedBase):
-                base.forget()
+                base.reset()
             flat.step(zero, lambda _: zero)
         template = base.state_dict()
         for name in ("param_groups", "state"):

@@ -47,7 +47,7 @@ _DEFAULTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 def sb3_defaults(algorithm: str, *, batch_size: int = 32) -> dict[str, Any]:
     """The arguments ``base`` and ``base_kwargs`` with which `OptEx` has the base that an algorithm uses by itself.
 
-    stable-baselines3 adds these settings only where no ``optimizer_class`` is given (``A2C.__init__``,
+    stable-baselines3 adds these arguments only where no ``optimizer_class`` is given (``A2C.__init__``,
     ``ActorCriticPolicy.__init__``, ``QRDQN.__init__``), so they must be said again.
 
     Args:

@@ -48,7 +48,7 @@ def find_obstacle_in(policy: ActorCriticPolicy) -> str | None:
     Raises:
         ConfigError: N passes would be wrong, too, see `find_obstacle`.
     """
-    if StackedNetworks(policy, parameters_to_vector(policy.parameters()).detach()[None]).are_perceptrons:
+    if StackedNetworks(policy, parameters_to_vector(policy.parameters()).detach()[None]).are_mlps:
         return None
     obs = obs_as_tensor(sample_observations(policy.observation_space, 2), policy.device)
     rows = preprocess_obs(obs, policy.observation_space, normalize_images=policy.normalize_images)
@@ -62,7 +62,7 @@ def find_obstacle_in(policy: ActorCriticPolicy) -> str | None:
 class StackedNetworks:
     """Action distributions and values of one policy at N points; its own parameters are never read.
 
-    Perceptrons on flat observations go through batched matrix products, anything else through `torch.func.vmap`, or
+    MLPs on flat observations go through batched matrix products, anything else through `torch.func.vmap`, or
     point after point.
 
     Args:
@@ -80,9 +80,9 @@ class StackedNetworks:
         self._stacked = {
             name: piece.reshape(self._N, *p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)
         }
-        perceptrons = self._perceptrons()
-        self.are_perceptrons = perceptrons is not None
-        self._outputs = perceptrons or self._evaluate
+        mlps = self._mlps()
+        self.are_mlps = mlps is not None
+        self._outputs = mlps or self._evaluate
 
     def __call__(self, obs: Rows) -> tuple[Distribution, Tensor]:
         """Row ``n·M + m`` of ``obs [N·M, ...]`` at point n: distribution over N·M actions, values ``[N·M]``."""
@@ -113,20 +113,20 @@ class StackedNetworks:
         outputs, values = evaluate(self._networks, stacked, obs, self._batched)
         return outputs, values
 
-    def _perceptrons(self) -> Callable[[Any], tuple[Tensor, Tensor]] | None:
-        """Actor and critic as batched matrix products; None if they are not two plain perceptrons."""
+    def _mlps(self) -> Callable[[Any], tuple[Tensor, Tensor]] | None:
+        """Actor and critic as batched matrix products; None if they are not two plain MLPs."""
         policy = self.policy
         extractors = (policy.pi_features_extractor, policy.vf_features_extractor)
         mlp = policy.mlp_extractor
         if type(mlp) is not MlpExtractor or any(type(extractor) is not FlattenExtractor for extractor in extractors):
             return None
-        actor = self._perceptron([*mlp.policy_net, policy.action_net])
-        critic = self._perceptron([*mlp.value_net, policy.value_net])
+        actor = self._mlp([*mlp.policy_net, policy.action_net])
+        critic = self._mlp([*mlp.value_net, policy.value_net])
         if actor is None or critic is None:
             return None
         return lambda obs: (actor(obs.flatten(2)), critic(obs.flatten(2)))
 
-    def _perceptron(self, layers: Iterable[nn.Module]) -> Callable[[Tensor], Tensor] | None:
+    def _mlp(self, layers: Iterable[nn.Module]) -> Callable[[Tensor], Tensor] | None:
         names = {id(parameter): name for name, parameter in self.policy.named_parameters()}
         steps: list[Callable[[Tensor], Tensor]] = []
         for layer in layers:

@@ -108,11 +108,11 @@ class NativeVecEnv(VecEnv):
         self.env.close()
 
     def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
-        """One picture ``[height, width, 3]`` for each sub-environment; None without ``render_mode="rgb_array"``."""
+        """One image ``[height, width, 3]`` for each sub-environment; None without ``render_mode="rgb_array"``."""
         return [self._image(i) if self.render_mode == "rgb_array" else None for i in range(self.num_envs)]
 
     def _image(self, index: int) -> npt.NDArray[np.uint8]:
-        """Picture of one sub-environment: it takes the place of the first, which is the one that is drawn."""
+        """Image of one sub-environment: it takes the place of the first, which is the one that is drawn."""
         first = self.env.state[0].copy()
         self.env.state[0] = self.env.state[index]
         try:

@@ -231,7 +231,7 @@ class TrainConfig:
         """The options as plain values."""
         return dataclasses.asdict(self) | {"net_arch": list(self.net_arch)}
 
-    def settings(self) -> dict[str, Any]:
+    def shared_options(self) -> dict[str, Any]:
         """The options that a run and its resumption must share."""
         return {name: value for name, value in self.values().items() if name not in FREE}
 

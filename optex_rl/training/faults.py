@@ -21,10 +21,10 @@ from ..common.errors import NonFiniteError, NumericalError
 from ..common.storage import save_checkpoint
 from .rollouts.evaluator import Evaluation
 
-MOST_FILES: Final = 5  # trouble_ITERATION.pt in a run folder
+MOST_FILES: Final = 5  # faults_ITERATION.pt in a run folder
 
 
-def find_trouble(gradients: Tensor, losses: Tensor, broken: npt.NDArray[np.bool_]) -> dict[int, str]:
+def find_faults(gradients: Tensor, losses: Tensor, broken: npt.NDArray[np.bool_]) -> dict[int, str]:
     """What is not finite at each point that cannot be used; empty if all is well.
 
     Args:
@@ -52,7 +52,7 @@ def find_trouble(gradients: Tensor, losses: Tensor, broken: npt.NDArray[np.bool_
     return reasons
 
 
-class TroubleLog:
+class FaultLog:
     """Keeps what was wrong, counts, and stops the run at a limit.
 
     Args:
@@ -110,8 +110,8 @@ class TroubleLog:
         if self._files < MOST_FILES:
             suffix = "" if self._attempt == 1 else f"_{self._attempt}"
             self._files += 1
-            save_checkpoint(self.folder / f"trouble_{iteration}{suffix}.pt", content)
-        return f" (see {self.folder}/trouble_*.pt)"
+            save_checkpoint(self.folder / f"faults_{iteration}{suffix}.pt", content)
+        return f" (see {self.folder}/faults_*.pt)"
 
     def state_dict(self) -> dict[str, Any]:
         """Copy as plain values."""

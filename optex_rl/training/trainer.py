@@ -20,7 +20,7 @@ from ..envs import make_vec
 from ..optimizer import OptEx
 from .builders import EvaluatorFactory, build_objective, build_policy, fuse, parameter_groups, split_critic
 from .config import TrainConfig
-from .faults import TroubleLog, describe, find_trouble, gather_evidence
+from .faults import FaultLog, describe, find_faults, gather_evidence
 from .rollouts.episodes import EpisodeStatistics
 from .rollouts.evaluation import evaluate_policy, example_observations
 from .rollouts.evaluator import Evaluation
@@ -74,7 +74,7 @@ class Trainer:
             base.bind(build_objective(agent, stacked))
         self.evaluator = make_evaluator(config, agent, stacked)
         self.episodes = EpisodeStatistics()
-        self.trouble = TroubleLog(config.max_bad_iterations)
+        self.faults = FaultLog(config.max_bad_iterations)
         self.iteration = 0
         self.env_steps = 0
         self.best_return = -np.inf
@@ -87,7 +87,7 @@ class Trainer:
             NumericalError: more than ``max_bad_iterations`` bad attempts in a row, see `optex_rl.training.faults`; the
                 policy is as it was before the last of them.
         """
-        dropped = self.trouble.dropped
+        dropped = self.faults.dropped
         schedule = self.config.schedule_at(self.iteration)
         learning_rate = self.config.learning_rate * schedule
         for group in self.optimizer.param_groups:
@@ -103,7 +103,7 @@ class Trainer:
             **self.episodes.metrics(),
             "train/learning_rate": learning_rate,
             **{f"train/{name}": value for name, value in report.items()},
-            "train/dropped_points": self.trouble.dropped - dropped,
+            "train/dropped_points": self.faults.dropped - dropped,
             **{f"optex/{name}": value for name, value in self.optimizer.statistics.items()},
         }
 
@@ -113,12 +113,12 @@ class Trainer:
             try:
                 report = self._attempt()
             except NotPositiveDefiniteError as error:
-                self.trouble.bad(self.iteration + 1, error)
+                self.faults.bad(self.iteration + 1, error)
                 self.optimizer.reset_history()  # the same history would give the same matrix
             except NumericalError as error:
-                if self.trouble.stops_with(error):
+                if self.faults.stops_with(error):
                     raise
-                self.trouble.bad(self.iteration + 1, error, {"policy": self.policy.state_dict()})
+                self.faults.bad(self.iteration + 1, error, {"policy": self.policy.state_dict()})
             else:
                 if report is not None:
                     return report
@@ -129,19 +129,19 @@ class Trainer:
         evaluation = self.evaluator(points)
         self.episodes.add(evaluation.episodes)
         self.env_steps += evaluation.samples
-        reasons = find_trouble(evaluation.gradients, evaluation.losses.total, evaluation.broken)
+        reasons = find_faults(evaluation.gradients, evaluation.losses.total, evaluation.broken)
         if not reasons:
             report = self._step(points, evaluation)
-            self.trouble.good()
+            self.faults.good()
             return report
-        self.trouble.bad(self.iteration + 1, describe(reasons), gather_evidence(reasons, points, evaluation))
-        self.trouble.dropped += len(reasons)
+        self.faults.bad(self.iteration + 1, describe(reasons), gather_evidence(reasons, points, evaluation))
+        self.faults.dropped += len(reasons)
         usable = torch.tensor([point not in reasons for point in range(len(points))])
         return self._step(points, evaluation, usable) if usable.any() else None
 
     def _step(self, points: Tensor, evaluation: Evaluation, usable: Tensor | None = None) -> dict[str, float]:
         """Move to the next iterate, by the agent's update or the optimizer; what is to be logged."""
-        losses, batch, told = evaluation.losses, evaluation.batch, evaluation.losses.total
+        losses, batch = evaluation.losses, evaluation.batch
         collected = points
         if usable is not None:
             losses, batch, collected = AgentLosses(*(part[usable] for part in losses)), batch.at(usable), points[usable]
@@ -150,7 +150,7 @@ class Trainer:
         if self.update is not None:
             report |= self.update(collected, batch)
         with nullcontext() if self.critic is None else self.critic.fitted(collected, batch):
-            self.optimizer.tell(evaluation.gradients, told, usable, move=self.update is None)
+            self.optimizer.tell(evaluation.gradients, evaluation.losses.total, usable, move=self.update is None)
         return report
 
     def _refresh(self, batch: Batch) -> None:
@@ -189,7 +189,7 @@ class Trainer:
             "normalizer": self.evaluator.normalizer.state_dict(),
             "evaluator": self.evaluator.state_dict(),
             "episodes": self.episodes.state_dict(),
-            "trouble": self.trouble.state_dict(),
+            "faults": self.faults.state_dict(),
             "update": None if self.update is None else self.update.state_dict(),
             "critic": None if self.critic is None else self.critic.state_dict(),
             "iteration": self.iteration,
@@ -204,7 +204,7 @@ class Trainer:
         self.evaluator.normalizer.load_state_dict(state["normalizer"])
         self.evaluator.load_state_dict(state["evaluator"])
         self.episodes.load_state_dict(state["episodes"])
-        self.trouble.load_state_dict(state["trouble"])
+        self.faults.load_state_dict(state["faults"])
         if self.update is not None:
             self.update.load_state_dict(state["update"])
         if self.critic is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..agents import Agent, Batch, StackedPolicy
 from ..agents.losses import value_loss
 from ..bases import fused_kwargs, make_base
-from ..bases.flat import FlatBase, Walker
+from ..bases.flat import FlatBase, Stepper
 from .config import TrainConfig
 from .rollouts.seeding import spawn_seeds
 
@@ -60,21 +60,21 @@ class CriticUpdates:
             NonFiniteError: a parameter became NaN or infinite; the critic is as before.
         """
         targets = self.agent.targets(self.policy.bind(points), batch)
-        with self.base.undone_on_trouble():
-            with self.base.walk() as walker:
-                self._update(walker, batch.obs.flatten(0, 2), targets.flatten())
+        with self.base.undone_on_fault():
+            with self.base.committed_steps() as stepper:
+                self._update(stepper, batch.obs.flatten(0, 2), targets.flatten())
             yield
 
-    def _update(self, walker: Walker, obs: Tensor, targets: Tensor) -> None:
+    def _update(self, stepper: Stepper, obs: Tensor, targets: Tensor) -> None:
         """All passes over ``obs [B, O]`` and ``targets [B]``."""
         for _ in range(self.config.n_critic_updates):
             order = torch.randperm(len(obs), generator=self.generator).to(obs.device)
             for index in torch.split(order, self.config.batch_size):
-                point = walker.point().detach()[None].requires_grad_()
+                point = stepper.point().detach()[None].requires_grad_()
                 values = self.critic.critic(point, obs[index][None])
                 (gradient,) = torch.autograd.grad(value_loss(values, targets[index][None]).sum(), point)
                 with torch.no_grad():
-                    walker.step(gradient[0])
+                    stepper.step(gradient[0])
 
     def state_dict(self) -> dict[str, Any]:
         """State of Adam, and the random numbers that the order of later samples depends on."""

@@ -1,4 +1,4 @@
-"""What stands in for the gradient at a proxy point: the posterior, or one of two trivial rivals to measure it by."""
+"""What stands in for the gradient at a proxy point: the posterior, or one of two trivial baselines."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class Collector:
             seeds: Any = [int(g.integers(2**32)) for g in self.generators]
             obs, _ = self.envs.reset(seed=seeds)
             self._obs = self._encode(obs)
-            self.normalizer.forget_episodes()
+            self.normalizer.reset_episodes()
 
 
 class _Window:

@@ -137,7 +137,7 @@ class Normalizer:
             self.return_moments = merge_moments(self.return_moments, returns)
         self._seen.clear()
 
-    def forget_episodes(self) -> None:
+    def reset_episodes(self) -> None:
         """All environments begin new episodes."""
         self._returns = np.zeros_like(self._returns)
 

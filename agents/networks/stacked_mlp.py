@@ -1,4 +1,4 @@
-"""A perceptron at N points: batched products, with backward passes by hand where torch's are slow.
+"""An MLP at N points: batched products, with backward passes by hand where torch's are slow.
 
 Axes: N points (parameter sets), B batch rows, H features of a hidden layer.
 """
@@ -67,7 +67,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
         rows, weight, outputs = ctx.saved_tensors
-        # In a perceptron the gradient comes from the next layer's product, and nobody else has it.
+        # In an MLP the gradient comes from the next layer's product, and nothing else holds it.
         gradient: Tensor = ctx.pull_back(grad_outputs[0], outputs)
         # The fewer features are the rows of the product: as its columns they took up to nine times as long.
         fewer_in = rows.shape[-1] < gradient.shape[-1]
@@ -76,8 +76,8 @@ class _Layer(torch.autograd.Function):
         return rows_gradient, weight_gradient, gradient.sum(1, keepdim=True), None, None
 
 
-class StackedPerceptron:
-    """A perceptron at N points.
+class StackedMlp:
+    """An MLP at N points.
 
     Args:
         network: the prefix of its parameters' names.
