@@ -70,7 +70,7 @@ class PPO(ActorCritic):
         return Epochs(self, policy, iterate, seed)
 
     def surrogate(self, policy: BoundPolicy, rows: Rows) -> tuple[AgentLosses, Tensor, Tensor]:
-        """Loss of one point on a minibatch, and how far its policy is from those that collected.
+        """Loss of one point on a minibatch, and how far its policy is from those that collected the samples.
 
         Args:
             policy: one point.
@@ -123,7 +123,7 @@ class Epochs:
         return dict(zip(names, torch.stack(reports).mean(0).tolist(), strict=True))
 
     def _run(self, rows: Rows) -> Iterator[tuple[Tensor, ...]]:
-        """The steps; what is reported of each minibatch, before its step, each []."""
+        """The steps; yields the metrics of each minibatch before its step, each []."""
         for _ in range(self.agent.n_epochs):
             order = torch.randperm(len(rows.obs), generator=self.generator).to(rows.obs.device)
             for index in torch.split(order, self.agent.batch_size):
@@ -134,7 +134,7 @@ class Epochs:
                     return
                 (gradient,) = torch.autograd.grad(losses.total.sum(), point)
                 if not gradient.isfinite().all():
-                    raise NonFiniteError("the gradient of a minibatch is not finite; the epochs are taken back")
+                    raise NonFiniteError("the gradient of a minibatch is not finite; the epochs were undone")
                 self.iterate.step(gradient[0])
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,5 +142,5 @@ class Epochs:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Load a state from `state_dict`."""
         self.generator.set_state(state["generator"])

@@ -1,4 +1,4 @@
-"""Trust region policy optimization: one natural-gradient step a window, as long as a limit on the divergence allows."""
+"""Trust region policy optimization: one natural-gradient step per window, limited by the divergence."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class TrustRegionStep:
         return lambda vector: product(vector) + self.agent.cg_damping * vector
 
     def _search(self, start: Tensor, step: Tensor, rows: Rows) -> dict[str, float]:
-        """Shrink the step until the surrogate grows and the divergence is within the limit; move there, or nowhere."""
+        """Shrink the step until the surrogate grows and the divergence is within the limit, and move there if it ever is."""
         with torch.no_grad():
             before, _ = self.compare(start[None], rows)
             for attempt in range(self.agent.line_search_max_iter):
@@ -161,4 +161,4 @@ class TrustRegionStep:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to go on from."""
+        """Nothing to load."""

@@ -157,7 +157,7 @@ def test_steps_that_explode_are_undone() -> None:
         with flat.committed_steps() as stepper:
             stepper.step(torch.full((67,), float("inf")))
 
-    with pytest.raises(NonFiniteError, match="67 parameters NaN or infinite; it is taken back"):
+    with pytest.raises(NonFiniteError, match="67 parameters NaN or infinite; it was undone"):
         explode()
     assert torch.equal(flat.point(), point)
 
@@ -270,6 +270,6 @@ def test_a_step_without_closure_that_explodes_is_taken_back() -> None:
     parameter = Parameter(torch.ones(2))
     optimizer = OptEx([parameter], lr=1e38, base="sgd", parallelism=2)
     parameter.grad = torch.full((2,), 1e10)
-    with pytest.raises(NonFiniteError, match="2 parameters NaN or infinite; it is taken back"):
+    with pytest.raises(NonFiniteError, match="2 parameters NaN or infinite; it was undone"):
         optimizer.step()
     assert torch.equal(parameter.detach(), torch.ones(2))

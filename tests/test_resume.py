@@ -365,7 +365,7 @@ def test_a_moved_folder_goes_on_where_it_is(tmp_path: Path) -> None:
 
 
 class Walk(gymnasium.Env[np.ndarray, Any]):
-    """A task of a user's own, which does not give its state away."""
+    """A custom task, which cannot save its state."""
 
     observation_space = Box(-1.0, 1.0, (2,))
     action_space = Discrete(2)
@@ -386,14 +386,14 @@ def test_environments_that_keep_their_state_to_themselves(tmp_path: Path, capsys
     gymnasium.register("Walk-v0", entry_point=entry_point)
     try:
         start(tmp_path, "--env", "Walk-v0", iterations=2)
-        with pytest.warns(ResumeWarning, match="Walk-v0 does not give its state away: all episodes start anew"):
+        with pytest.warns(ResumeWarning, match="Walk-v0 cannot save its state: all episodes start anew"):
             resume(tmp_path / "run", iterations=3)
         capsys.readouterr()
         with warnings.catch_warnings():
             warnings.simplefilter("default")
             assert main(["train", "--resume", str(tmp_path / "run"), "--iterations", "4"]) == 0
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("optex-rl: warning: Walk-v0 does not give its state away")
+        assert line.startswith("optex-rl: warning: Walk-v0 cannot save its state")
         assert len(rows_of(tmp_path / "run")) == 4
     finally:
         del gymnasium.registry["Walk-v0"]

@@ -165,7 +165,7 @@ def test_a_step_that_would_explode_the_parameters_is_taken_back(parallelism: int
     parameter = Parameter(torch.ones(5))
     optimizer = OptEx([parameter], lr=1e38, base="momentum", parallelism=parallelism)
     points = optimizer.ask()
-    with pytest.raises(NonFiniteError, match="the step made 5 parameters NaN or infinite; it is taken back"):
+    with pytest.raises(NonFiniteError, match="the step made 5 parameters NaN or infinite; it was undone"):
         optimizer.tell(1e3 * torch.ones_like(points))
     assert torch.equal(parameter.detach(), torch.ones(5))
     assert optimizer.state == {}

@@ -38,10 +38,10 @@ class BoundPolicy(Protocol):
         """Row n of `obs` through the critic of point n: [N, B, O] -> [N, B]."""
 
     def act(self, obs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """`actor(obs)`, and what `remember` wants beside it, [N, B, ·] each; to be called in `torch.no_grad` mode."""
+        """`actor(obs)`, and hidden values for `remember`, [N, B, ·] each; to be called in `torch.no_grad` mode."""
 
     def remember(self, obs: Tensor, steps: Sequence[tuple[Tensor, ...]]) -> None:
-        """Spare the calls `actor(obs)` to come what `act` has computed, for this one tensor and no copy of it.
+        """Reuse what `act` has computed in later calls of `actor(obs)`, for this very tensor and no copy of it.
 
         Args:
             obs: [N, T·B, O], the observations of T calls of `act`, one after the other.

@@ -1,4 +1,4 @@
-"""AdaHessian and SAM of pytorch-optimizer, fitted to take what they need besides a gradient from outside."""
+"""AdaHessian and SAM of pytorch-optimizer, given from outside what they need besides a gradient."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class AdaHessian(pytorch_optimizer.AdaHessian):
 
 
 class SAM(pytorch_optimizer.SAM):
-    """Sharpness-aware minimization (Foret et al., 2021, arXiv 2010.01412), its second gradient asked for.
+    """Sharpness-aware minimization (Foret et al., 2021, arXiv 2010.01412), its second gradient given from outside.
 
     The step is the inner optimizer's, with the gradient at θ + ρ g / ‖g‖. That gradient is
 

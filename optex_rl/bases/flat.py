@@ -30,7 +30,7 @@ class Snapshot(NamedTuple):
 
 
 class Stepper(Protocol):
-    """What takes base steps: the base itself, or its replica."""
+    """Takes base steps: the base itself, or a replica of it."""
 
     def point(self) -> Tensor:
         """The parameters θ ``[d]``, to be read before the next step: it may change them in place."""
@@ -62,8 +62,8 @@ class FlatBase:
         self.with_gradient: list[bool] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Optimizer's own copy leaves behind what subclasses keep in attributes. Private ones are left: hooks and counts
-        # of torch, the objective of ours; and a scheduler's patched step.
+        # Optimizer.__getstate__ drops the attributes of subclasses, so they are kept here. Not kept are private ones
+        # (hooks and counters of torch, the objective of our bases) and a step that a scheduler has patched.
         known = {"defaults", "state", "param_groups", "step"}
         extra = {k: v for k, v in vars(self.base).items() if not (k in known or k.startswith("_"))}
         return {**vars(self), "extra": extra}
@@ -133,7 +133,7 @@ class FlatBase:
 
         Args:
             gradient: at the parameters.
-            gradient_function: the gradient at other points, for an `AskingBase`; by default its own, the true one.
+            gradient_function: the gradient at other points, for an `AskingBase`; by default the base's true one.
         """
         parameters = self.parameters
         kept = [p.grad for p in parameters]
@@ -166,7 +166,7 @@ class FlatBase:
 
     @contextmanager
     def undone_on_fault(self) -> Iterator[None]:
-        """Take the steps of the block back if one of them fails numerically or leaves parameters that are not finite.
+        """Undo the steps of the block if one of them fails numerically or leaves parameters that are not finite.
 
         Raises:
             NonFiniteError: a parameter became NaN or infinite.
@@ -185,7 +185,7 @@ class FlatBase:
 
     @contextmanager
     def trial_steps(self) -> Iterator[Stepper]:
-        """What may take steps in the block without a trace."""
+        """A stepper for the block, whose steps are undone at its end."""
         replica = self._replica()
         if replica is not None:
             yield replica
@@ -195,7 +195,7 @@ class FlatBase:
 
     @contextmanager
     def committed_steps(self) -> Iterator[Stepper]:
-        """What may take steps in the block, which hold unless one fails numerically or they end in no finite point.
+        """A stepper for the block, whose steps are kept unless one fails numerically or leaves non-finite parameters.
 
         Raises:
             NonFiniteError: a parameter became NaN or infinite; parameters and state are as before.
@@ -241,8 +241,8 @@ class FlatBase:
 
 def _check_parameters(point: Tensor) -> None:
     """Raise NonFiniteError if a base step led to a ``point [d]`` with NaN or infinite entries."""
-    if point.sum().isfinite():  # then so is every entry, and nothing of their size need be written
+    if point.sum().isfinite():  # then so is every entry; no mask of the size of the point is needed
         return
     bad = int((~point.isfinite()).sum())
     if bad:
-        raise NonFiniteError(f"the step made {bad} parameters NaN or infinite; it is taken back")
+        raise NonFiniteError(f"the step made {bad} parameters NaN or infinite; it was undone")

@@ -1,6 +1,6 @@
 """A copy of a base optimizer whose parameters are one long vector, or one for each run of groups treated alike.
 
-An elementwise update does not know in which tensor an entry stands, so a chain of steps may be taken on two vectors
+An elementwise update does not depend on which tensor an entry is in, so a chain of steps may be taken on two vectors
 instead of a dozen small tensors: the same steps, up to the rounding of vectorised kernels, at a fraction of the cost.
 """
 
@@ -23,9 +23,9 @@ from .registry import is_elementwise
 
 
 def has_replica(base: Optimizer) -> bool:
-    """Whether the steps of ``base`` can be taken on flat vectors: nothing tells one tensor from another, or looks on.
+    """Whether the steps of ``base`` can be taken on flat vectors, because no step depends on the shapes of tensors.
 
-    Not where a hook or a patched ``step`` sees every step, nor with parameters of several devices or precisions.
+    Not if a hook or a patched ``step`` must see every step, nor with parameters of several devices or precisions.
     """
     own = base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks or "step" in vars(base)
     if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or not is_elementwise(base):
@@ -79,7 +79,7 @@ def merged_state(states: Sequence[dict[str, Any]], parameters: Sequence[Tensor])
 
 
 class FlatReplica:
-    """An elementwise base at its present parameters and state, to be stepped apart from it; see `has_replica`.
+    """An elementwise base at its present parameters and state, stepped independently of it; see `has_replica`.
 
     Args:
         base: the optimizer; only `commit` changes it.
@@ -104,9 +104,9 @@ class FlatReplica:
             vector.grad = gradient
         # Many optimizers initialise on `len(state) == 0`.
         known = {vector: state for vector, state in zip(self._vectors, states, strict=True) if state}
-        # Nobody looks on: what torch puts around every step, for hooks and profilers, costs as much as the step.
+        # The function that torch wraps for hooks and profilers: the wrapper costs as much as the step.
         self._step = inspect.unwrap(type(base).step)
-        # As out of a pickle: every option is in the groups, and to check them anew costs as much as two steps.
+        # As unpickling does: every option is in the groups, and the constructor's checks cost as much as two steps.
         self._optimizer: Optimizer = type(base).__new__(type(base))
         self._optimizer.__setstate__(
             {
@@ -136,7 +136,7 @@ class FlatReplica:
 
     @torch.no_grad()
     def step(self, gradient: Tensor, gradient_function: GradientFunction | None = None) -> None:
-        """One base step with ``gradient [d]``, clipped; an elementwise base asks no ``gradient_function``."""
+        """One base step with ``gradient [d]``, clipped; an elementwise base never calls ``gradient_function``."""
         factor = 1.0
         if self._max_grad_norm is not None:  # as clip_grad_norm_
             factor = min(1.0, self._max_grad_norm / (float(torch.linalg.vector_norm(gradient)) + 1e-6))
@@ -145,7 +145,7 @@ class FlatReplica:
 
     @torch.no_grad()
     def commit(self) -> None:
-        """Bring parameters and state of the base to where the replica is, in place."""
+        """Copy parameters and state of the replica into the base, in place."""
         for run, vector in zip(self._runs, self._vectors, strict=True):
             parameters: list[Tensor] = run["params"]
             torch._foreach_copy_(parameters, split(vector, parameters))
@@ -156,7 +156,7 @@ class FlatReplica:
 
 
 def _assign(states: list[dict[str, Any]], key: str, values: list[Any]) -> None:
-    """Put copies of the ``values`` into states; into the tensors that are there already, if there are."""
+    """Put copies of the ``values`` into states; in place where there are tensors already."""
     present = [state.get(key) for state in states]
     if all(isinstance(value, Tensor) for value in (*present, *values)):
         torch._foreach_copy_(present, values)  # type: ignore[arg-type]

@@ -14,10 +14,10 @@ from .flags import add_config_arguments, given_options
 # Decided by the comparison itself, or without a meaning in it.
 LEFT_OUT: Final = ("env", "method", "seed", "logdir", "run_name", "checkpoint_freq", "eval_freq", "progress_bar")
 DESCRIPTION: Final = """\
-Train every method on every task over seeds, all cores busy, and print what it took. Every method is tuned by the same
-rules: settings that have lost stop early, those that are left have --tuning-seeds seeds, and a grid whose best value
+Train every method on every task over seeds, all cores busy, and print what each needs. Every method is tuned by the same
+rules: settings that fall behind stop early, those that remain have --tuning-seeds seeds, and a grid whose best value
 lies at its edge is extended; the setting with the fewest iterations to the threshold makes the --seeds final runs. Each
-finished run is a file in --folder: the same command goes on with what is missing. table.md, summary.csv, curves.csv,
+finished run is a file in --folder: the same command does only what is missing. table.md, summary.csv, curves.csv,
 tuning.csv, plots and TensorBoard events are written there as well. The flags of train are options of all methods;
 what is not given comes from each task's presets."""
 METHODS_HELP: Final = """\
@@ -37,7 +37,7 @@ def add_compare_command(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--methods", nargs="+", metavar="METHOD", help=METHODS_HELP)
     command.add_argument("--seeds", type=int, default=10, help="final runs of each method and task (default: 10)")
-    text = "tuning runs of the settings that are left at the end (default: 5)"
+    text = "tuning runs of the settings that remain at the end (default: 5)"
     command.add_argument("--tuning-seeds", type=int, default=5, help=text)
     numbers: dict[str, Any] = {"type": float, "nargs": "+"}
     text = "grid to begin with, as factors on the learning rate; one: no tuning (default: 0.5 1 2 4)"

@@ -16,7 +16,7 @@ class RunFolderError(OptExError, OSError):
 
 
 class NumericalError(OptExError, ArithmeticError):
-    """Base class of numerical trouble."""
+    """Base class of numerical faults."""
 
 
 class NonFiniteError(NumericalError):

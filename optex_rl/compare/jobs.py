@@ -37,7 +37,7 @@ RunConfig: TypeAlias = TrainConfig | Sb3Config
 
 
 class Job(NamedTuple):
-    """What a run is and how it is called in tables.
+    """What a run is, and its names in tables.
 
     Attributes:
         env: the task.
@@ -135,7 +135,7 @@ def threshold_of(env: str, thresholds: Mapping[str, float]) -> float:
 
 
 def check_can_run(config: RunConfig) -> None:
-    """Find out in a moment what would fail in a worker.
+    """Find out early what would fail in a worker.
 
     Raises:
         ConfigError: the task, an option, or stable-baselines3 is not there.

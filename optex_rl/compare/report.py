@@ -20,7 +20,7 @@ from .results import Entry, Trial, chosen_by_method, gather, gather_trials, norm
 from .statistics import interquartile_mean, stack_returns, stratified_interval
 
 CAPTION: Final = """\
-A run is evaluated without noise (the most likely action at every step); evaluations and set-up are not on the clock.
+A run is evaluated without noise (the most likely action at every step); evaluations and set-up are not timed.
 It reaches the threshold at its first evaluation whose mean with the next one is at least the threshold (the last one
 stands alone). Iterations, steps, processor seconds and seconds to it: medians over seeds, a run that never reaches it
 counted as infinite. Area (mean return over the sequential iterations) and return at the end: interquartile means over
@@ -28,7 +28,7 @@ seeds with their 95 % bootstrap intervals; a run that stopped at its threshold c
 Late: the lowest interquartile mean of an evaluation in the last quarter, in per cent of the way from the start to the
 threshold. Tuning: geometric means of the iterations to the threshold, a run that never gets there counting as twice its
 length, and with how many seeds. * is the setting chosen, among those tried with the most seeds. An iteration of sb3-a2c
-and sb3-ppo is a rollout with its updates, so their iterations and areas are no measure for the others'."""
+and sb3-ppo is a rollout with its updates, so their iterations and areas cannot be compared with the others'."""
 HEADER: Final = (
     "| method | setting | iterations | 10³ steps | CPU s | wall s | reached | area (95 %) | end (95 %) | late |\n"
     "|---|---|---|---|---|---|---|---|---|---|"

@@ -1,4 +1,4 @@
-"""stable-baselines3 on the clock: a run with the hyperparameters of rl_zoo3, evaluated like ours."""
+"""Timed runs of stable-baselines3 with the hyperparameters of rl_zoo3, evaluated like ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many runs at once: methods × settings × seeds over the cores, and what is left of them after an interruption."""
+"""Many runs at once: methods × settings × seeds over all cores; after an interruption only missing ones are done."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ Cell: TypeAlias = tuple[str, str]  # task, method
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What is compared with what.
+    """A comparison of methods on tasks, over settings and seeds.
 
     Every method is tuned by the same rules on every task, see `optex_rl.compare.tuning`: its learning rate, the entropy
     coefficients, and the options for which its name gives several numbers. Settings are ordered by the iterations that
     they take to the threshold, see `tuning_score`; the best makes the final runs, with other seeds.
 
     Args:
-        folder: where the runs are kept; the same folder goes on with what is missing.
+        folder: where the runs are kept; in a folder that has some, only missing ones are done.
         envs: tasks.
         algo: the agent of methods that do not name one.
         methods: see `optex_rl.compare.methods`.
         seeds: final runs of each method on each task.
-        tuning_seeds: tuning runs of the settings that are left at the end.
+        tuning_seeds: tuning runs of the settings that remain at the end.
         learning_rates: factors on the learning rate of the task's presets, the grid to begin with; one: no tuning.
         ent_coefs: entropy coefficients; that of the task's presets if empty.
         thresholds: the return to reach on each task; they win over `THRESHOLDS`.
@@ -142,7 +142,7 @@ class Sweep:
         try:
             while True:
                 settings, seeds = next(trials)
-                # Seed by seed, so that whatever else the machine does falls on all settings alike.
+                # Seed by seed, so that other load on the machine slows all settings alike.
                 yield sorted((job for s in settings for job in tuning(s, seeds)), key=lambda job: job.config.seed)
         except StopIteration as stop:
             best: Setting = stop.value
@@ -157,7 +157,7 @@ def run_sweep(sweep: Sweep) -> StopRequest:
 
     Raises:
         ConfigError: a task, method or option cannot be used; nothing was run then.
-        RunFolderError: the folder holds runs with other options, or another process is at it.
+        RunFolderError: the folder holds runs with other options, or another process is writing to it.
         NumericalError, OptExError: a run or a worker failed.
     """
     for cell in itertools.product(sweep.envs, sweep.methods):
@@ -180,7 +180,9 @@ def run_sweep(sweep: Sweep) -> StopRequest:
             for env in sweep.envs:
                 runner.run_task(env, stop)
         except BrokenProcessPool as error:
-            raise OptExError("a worker process died, perhaps for want of memory; the finished runs are kept") from error
+            raise OptExError(
+                "a worker process died, perhaps because memory ran out; the finished runs are kept"
+            ) from error
         finally:
             runner.give_up()
     return stop
@@ -203,7 +205,7 @@ class Runner:
         self._tuning = set(itertools.product(sweep.envs, sweep.methods))  # cells whose final runs are still to come
 
     def run_task(self, env: str, stop: StopRequest) -> None:
-        """All runs of a task, until somebody asks to stop."""
+        """All runs of a task, until a stop is requested."""
         batches = {(env, method): self.sweep.batches(env, method) for method in self.sweep.methods}
         for cell, iterator in batches.items():
             self._submit(cell, iterator)
@@ -218,7 +220,7 @@ class Runner:
             self._show()
 
     def _submit(self, cell: Cell, batches: Iterator[list[Job]]) -> None:
-        """Hand out a method's next batch of which something is missing, if there is one."""
+        """Submit a method's next batch that is not complete, if there is one."""
         for batch in batches:
             missing = [job for job in batch if not is_done(job, self.sweep.folder)]
             if batch[0].config.seed < FIRST_TUNING_SEED:

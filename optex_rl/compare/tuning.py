@@ -1,6 +1,6 @@
-"""The choice of a method's setting: successive halving along one option after the other, on grids that grow.
+"""Tuning of a method: successive halving along one option after the other, on grids that are extended where needed.
 
-Pure: what has to be run is asked for, and whoever asks goes on with the scores.
+Nothing is run here: the generators yield the trials that they need, and read the scores once these are done.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Trials: TypeAlias = tuple[list[Setting], int]  # settings, and with how many see
 Search: TypeAlias = Generator[Trials, None, Setting]
 Score: TypeAlias = Callable[[Setting, int], tuple[float, float]]  # of a setting, by so many seeds; less is better
 
-HOPELESS: Final = 2.0  # a setting that takes so many times the iterations of the best has lost
+HOPELESS: Final = 2.0  # a setting that takes so many times the iterations of the best is dropped
 MOST_EXTENSIONS: Final = 3  # values added to one end of a grid
 
 
@@ -61,7 +61,7 @@ class Axis(NamedTuple):
 
 
 def rungs(seeds: int) -> list[int]:
-    """How many seeds the settings that are still in the running have had after each round."""
+    """How many seeds the remaining settings have had after each round."""
     return sorted({min(count, seeds) for count in (2, 3, seeds)})
 
 
@@ -72,8 +72,8 @@ def search(axes: Sequence[Axis], seeds: int, score: Score) -> Search:
 
     Args:
         axes: what may be tuned; one with a single value is not.
-        seeds: how many the best one has been tried with in the end.
-        score: asked for trials only that were yielded before.
+        seeds: with how many the best one has been tried in the end.
+        score: called only for trials that were yielded before.
     """
     best = tuple(axis.start for axis in axes)
     tuned = [number for number, axis in enumerate(axes) if len(axis.values) > 1]

@@ -24,8 +24,8 @@ from .selection import SELECTIONS
 class Engine:
     """Drives a base optimizer through the sequential iterations of OptEx.
 
-    `ask` and `tell` are one iteration; `evaluate`, `emulate` and `extrapolate` are the readings of ``step``. Between
-    calls the parameters are at the iterate, but for `emulate`, which leaves them at the point to evaluate next.
+    `ask` and `tell` are one iteration; `evaluate`, `emulate` and `extrapolate` are the modes of ``step``. Between calls
+    the parameters are at the iterate, except in the mode `emulate`, which leaves them at the point to evaluate next.
 
     Args:
         base: the base optimizer.
@@ -38,7 +38,7 @@ class Engine:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the history, the iteration under way and the statistics."""
+        """Drop the history, the iteration under way and the statistics."""
         self.estimator: Predictor | None = None
         self.proposal: Proposal | None = None
         self.statistics: dict[str, float] = {}
@@ -60,7 +60,7 @@ class Engine:
         """Take gradients ``[N, d]`` and losses ``[N]`` at the points of `ask`, and ``move`` to the next iterate.
 
         ``with_gradient`` says which parameters have a gradient at all; None: every one that is not frozen. ``usable
-        [N]`` says at which points the evaluation is good; the others are as if they had not been asked for.
+        [N]`` says which evaluations may be used; the other points are treated as if they had never been asked for.
         """
         proposal = self.proposal
         if proposal is None:
@@ -79,7 +79,7 @@ class Engine:
                 self.base.step(evaluations.gradients[0])
 
     def _take(self, proposal: Proposal, evaluations: Evaluations, move: bool) -> None:
-        """Evaluations of a proposal into the history, and the step they make, if they are to ``move``."""
+        """Insert the evaluations of a proposal into the history and, if ``move``, step to the next iterate."""
         estimator, distances = self._insert(proposal, evaluations)
         iterate = distances[0] if evaluations.rows[0] == 0 and len(distances) == len(evaluations.rows) else None
         cosines = self._cosines(proposal, evaluations)
@@ -125,19 +125,19 @@ class Engine:
 
     @contextmanager
     def at_iterate(self) -> Iterator[None]:
-        """The parameters at the iterate for the length of the block, and back where `emulate` had left them."""
+        """Put the parameters at the iterate for the block, and then back where `emulate` had left them."""
         proposal = self.proposal
         if proposal is None or not self.base.is_at(proposal.points[len(proposal.gradients)]):
             yield
             return
         self.base.move_to(proposal.points[0])
-        yield  # no try: after an error, or in a block never left, the iterate is the better place to stay
-        # What loads, steps or moves the parameters within the block is not undone.
+        yield  # no try: after an error, or if the block is never left, they should stay at the iterate
+        # If the block itself loaded, stepped or moved the parameters, that is not undone.
         if self.proposal is proposal and self.base.is_at(proposal.points[0]):
             self.base.move_to(proposal.points[len(proposal.gradients)])
 
     def extrapolate(self) -> None:
-        """One true gradient into the history, then N·stride base steps with posterior means."""
+        """Insert one true gradient into the history, then take N·stride base steps with posterior means."""
         gradient, with_gradient = self.base.read_gradient()
         gradients, points = gradient[None], self.base.point()[None]
         check_finite(gradients)
@@ -163,7 +163,9 @@ class Engine:
         return self.estimator
 
     def _insert(self, proposal: Proposal, evaluations: Evaluations) -> tuple[Predictor, Tensor]:
-        """Add the pairs of usable points to the history, made here: modules move to their device after construction.
+        """Add the pairs of usable points to the history.
+
+        It is created here, because modules are often moved to their device after the optimizer is constructed.
 
         Returns:
             The estimator, and the distances of those points to the history, ``[n, B, T]``.
@@ -219,7 +221,7 @@ class Engine:
             raise RuntimeError(f"the history is for {history['newest'].numel()} parameters, this optimizer has {d}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`. An iteration under way with another ``parallelism`` or ``stride`` is dropped.
+        """Load a state from `state_dict`. An iteration under way with another ``parallelism`` or ``stride`` is dropped.
 
         Raises:
             RuntimeError: the history is for another number of parameters.

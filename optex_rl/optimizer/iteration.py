@@ -35,7 +35,7 @@ class Proposal:
             empty ``[0, d]`` where there was nothing to predict with and all points are the iterate.
         variances: posterior variances at the points, ``[N, B]``; empty where there was nothing to predict with.
         gradients: the true gradients known so far, each ``[d]``, in the order of the points.
-        shown: torch's count of changes in place to ``points`` when somebody else was first given them, or None.
+        shown: torch's count of changes in place to ``points`` when `show` returned them, or None.
     """
 
     points: Tensor
@@ -56,7 +56,7 @@ class Proposal:
 
     @property
     def cold(self) -> bool:
-        """Whether all points are copies of the iterate, for want of a prediction."""
+        """Whether all points are copies of the iterate, because there was nothing to predict with."""
         return self.variances.shape[0] == 0
 
     def fits(self, options: OptExOptions) -> bool:
@@ -65,7 +65,7 @@ class Proposal:
         return len(self.points) == N and (self.cold or len(self.estimates) == M)
 
     def keep_only(self, chosen: int | None) -> None:
-        """Give back the room of what `select` does not need: points but the chosen one; all where it refines (None)."""
+        """Free what `select` does not need: points but the chosen one; to refine (None) all of it."""
         self.points = self.points[:0].clone() if chosen is None else self.points[chosen : chosen + 1].clone()
         if chosen is None:
             self.estimates = self.estimates[:0].clone()
@@ -101,7 +101,7 @@ def predict_here(points: Tensor, estimator: Predictor | None) -> Proposal:
 
 @torch.no_grad()
 def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) -> Proposal:
-    """The points of the next evaluation: base steps with posterior means, taken back afterwards.
+    """The points of the next evaluation: base steps with posterior means, undone afterwards.
 
     θ₀ is the iterate; θᵢ is ``stride`` base steps from θᵢ₋₁, each with the posterior mean where it starts, the state of
     the base carried along (Algorithm 1, lines 3–5, where ``stride`` is 1). ``base`` is left as it was.
@@ -129,7 +129,7 @@ def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) 
 
 
 def unpredicted_step(stepper: Stepper, gradient: Tensor) -> None:
-    """One base step with ``gradient [d]``, which stands for the gradient nearby too: nothing better is known."""
+    """One base step with ``gradient [d]``, which also stands for the gradient nearby, for want of a prediction."""
     stepper.step(gradient, lambda _: gradient)
 
 
@@ -139,7 +139,7 @@ def follow(stepper: Stepper, estimator: Predictor, near: Sequence[int], distance
     Args:
         stepper: the base where the first step starts.
         estimator: predicts.
-        near: for each step the age of a point of the history that is near to where it starts, see `distances_to`.
+        near: for each step the age of a point of the history near its start, see `distances_to`.
         distances: of the first of these points to the history, ``[B, T]``, if they are known.
     """
     (mean,) = estimator.new_means(1)  # one for all steps: fresh memory costs more than what is computed into it

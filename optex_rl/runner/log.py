@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..common.errors import RunFolderError
 from ..common.storage import read_regular, write_atomically
 
-# The columns of progress.csv to begin with; whatever else is reported gets one when it first is.
+# The columns of progress.csv to begin with; any other metric gets one when it is first reported.
 COLUMNS: Final = (
     *("env_steps", "wall_time", "episodes", "cumulative_average_reward", "ep_rew_mean", "ep_len_mean", "fps"),
     *("learning_rate", "policy_loss", "value_loss", "entropy", "explained_variance"),
@@ -33,7 +33,7 @@ class RunLog:
 
     Args:
         run_dir: an existing folder.
-        iteration: sequential iterations done, what is on record of later ones being taken back; None for a new log.
+        iteration: sequential iterations done, records of later ones are removed; None for a new log.
 
     Raises:
         RunFolderError: the files cannot be written, or progress.csv does not hold so many iterations.

@@ -65,9 +65,9 @@ def train(
 
     Args:
         config: the options.
-        policy: a network of the user's own, see `StackedPolicy`; by default an `MlpPolicy`.
-        agent: an agent of the user's own, in place of ``config.algo``.
-        evaluator: makes an evaluator of the user's own, from the arguments of `fuse`.
+        policy: a custom network, see `StackedPolicy`; by default an `MlpPolicy`.
+        agent: a custom agent, in place of ``config.algo``.
+        evaluator: makes a custom evaluator, from the arguments of `fuse`.
 
     Raises:
         ConfigError: an option, the task or its spaces cannot be used; no run folder is made then.
@@ -102,15 +102,15 @@ def resume(
         run_dir: the run folder.
         iterations: sequential iterations in all, at least as many as before. A learning rate that falls linearly
             falls to zero at the new number.
-        policy, agent, evaluator: those of the user's own that the run was started with, if it was.
+        policy, agent, evaluator: the custom ones that the run was started with, if any.
 
     Raises:
-        RunFolderError: the folder holds no run that could go on, or another process is at it.
+        RunFolderError: the folder holds no run that could go on, or another process is writing to it.
         ConfigError: config.yml holds an option that cannot be used.
         NumericalError: more than ``max_bad_iterations`` bad iterations in a row.
 
     Warns:
-        ResumeWarning: the environments do not give their state away, so their episodes start anew.
+        ResumeWarning: the environments cannot save their state, so their episodes start anew.
     """
     run_dir = Path(run_dir)
     path = run_dir / "checkpoint.pt"
@@ -154,7 +154,7 @@ def _check_run_folder(run_dir: Path) -> None:
 def _warn_of_new_episodes(trainer: Trainer) -> None:
     if not trainer.evaluator.is_exact:
         warnings.warn(
-            f"{trainer.config.env} does not give its state away: all episodes start anew, so the run goes on, but not "
+            f"{trainer.config.env} cannot save its state: all episodes start anew, so the run goes on, but not "
             "bit for bit",
             ResumeWarning,
             stacklevel=3,

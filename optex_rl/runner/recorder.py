@@ -1,4 +1,4 @@
-"""What a run leaves behind: its log and its checkpoints."""
+"""What a run writes: its log and its checkpoints."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Recorder:
 
 
 def origin(trainer: Trainer) -> dict[str, Any]:
-    """What says from which run a file is."""
+    """Entries that identify the run of a file."""
     config = trainer.config
     return {
         "options": config.shared_options(),

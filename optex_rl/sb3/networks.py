@@ -22,7 +22,7 @@ from ..agents import sample_observations
 from ..agents.networks.batching import Rows, evaluate, find_obstacle
 from ..common.errors import ConfigError
 
-# Methods that say how a policy computes; another version of one of them would be passed over in silence.
+# Methods that define what a policy computes; an override of one of them would be ignored silently.
 ASSUMED: Final = ("forward", "evaluate_actions", "predict_values", "extract_features", "_get_action_dist_from_latent")
 ELEMENTWISE: Final = (nn.Tanh, nn.ReLU, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus, nn.Mish)
 

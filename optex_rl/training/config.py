@@ -23,7 +23,7 @@ from .presets import tuned_options
 
 METHODS: Final = ("vanilla", "data-parallel", "target", "optex")
 SCHEDULES: Final = ("constant", "linear")
-OPTEX: Final = OptExOptions  # where the defaults of the optimizer stand
+OPTEX: Final = OptExOptions  # which holds the defaults of the optimizer
 LARGEST: Final = 1e38  # real number: single precision holds little more
 LARGEST_SEED: Final = 2**32 - 1  # that NumPy, PyTorch and Gymnasium all take
 MOST_EPISODES: Final = 10**5  # of an evaluation: each has an environment of its own
@@ -46,7 +46,7 @@ def _option(
     high: float | None = None,
     other: str = "",
 ) -> Any:
-    """Dataclass field with what the command line has to know about it.
+    """Dataclass field with the metadata that the command line needs.
 
     Args:
         default: the default.
@@ -62,7 +62,7 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Options of a training run; words are those of stable-baselines3. Each field says in its metadata what it means.
+    """Options of a training run; names are those of stable-baselines3. Each field says in its metadata what it means.
 
     ``n_envs`` and ``n_steps`` are per point: one evaluation of N points takes N × n_envs × n_steps samples.
 
@@ -90,7 +90,7 @@ class TrainConfig:
     n_steps: int = _option(128, "steps per environment and evaluation", low=1, high=10**6)
     history_size: int | None = _option(
         None,
-        "pairs of parameters and gradient that the estimate rests on; none for 20, or 3 for each point if more",
+        "pairs of parameters and gradient in the history; none for 20, or 3 for each point if more",
         low=2,
         high=10**4,
         other="none",
@@ -138,9 +138,9 @@ class TrainConfig:
     )
     baseline: bool = _option(True, "subtract a learned baseline (reinforce)")
     normalize_obs: bool = _option(False, "normalise observations by running mean and variance")
-    normalize_reward: bool = _option(False, "divide rewards by the running deviation of the discounted return")
+    normalize_reward: bool = _option(False, "divide rewards by the running standard deviation of the return")
     noise_repeat: int = _option(1, "hold the random numbers of exploration for so many steps", low=1, high=10**6)
-    log_std_init: float = _option(0.0, "initial logarithm of the deviation of continuous actions", low=-20, high=20)
+    log_std_init: float = _option(0.0, "initial log standard deviation of continuous actions", low=-20, high=20)
     max_grad_norm: float | None = _option(
         0.5, "clip gradients to this norm before a base step; none for no clipping", high=LARGEST, other="none"
     )
@@ -207,7 +207,7 @@ class TrainConfig:
 
     @property
     def evaluations(self) -> int:
-        """Evaluations one after the other in a sequential iteration: the ideal, target, takes N."""
+        """Evaluations one after the other in a sequential iteration: N in target, the ideal, else 1."""
         return self.parallelism if self.method == "target" else 1
 
     def optex_options(self) -> OptExOptions:

@@ -31,13 +31,13 @@ MOST_NUMBERS: Final = 2 * 10**9  # of an array: 8 GB in single precision
 
 
 class Trainer:
-    """Wires the rooms together: evaluator, agent, optimizer; one call of `iterate` is one sequential iteration.
+    """Connects evaluator, agent and optimizer; one call of `iterate` is one sequential iteration.
 
     Args:
         config: the options.
-        policy: a network of the user's own, see `StackedPolicy`; by default an `MlpPolicy`.
-        agent: an agent of the user's own; by default the one that ``config.algo`` names.
-        make_evaluator: gives what evaluates the points; by default the fused evaluator in the process.
+        policy: a custom network, see `StackedPolicy`; by default an `MlpPolicy`.
+        agent: a custom agent; by default the one that ``config.algo`` names.
+        make_evaluator: makes what evaluates the points; by default the fused evaluator in this process.
 
     Raises:
         ConfigError: an option, the task or its spaces cannot be used; or what the network draws, changes or keeps in
@@ -108,7 +108,7 @@ class Trainer:
         }
 
     def _evaluate_and_step(self) -> dict[str, float]:
-        """Evaluate and step, again with new samples where numerical trouble allows no step; what is to be logged."""
+        """Evaluate and step, again with new samples after a fault that allows no step; returns the metrics."""
         while True:
             try:
                 report = self._attempt()
@@ -140,7 +140,7 @@ class Trainer:
         return self._step(points, evaluation, usable) if usable.any() else None
 
     def _step(self, points: Tensor, evaluation: Evaluation, usable: Tensor | None = None) -> dict[str, float]:
-        """Move to the next iterate, by the agent's update or the optimizer; what is to be logged."""
+        """Move to the next iterate, by the agent's update or the optimizer; returns the metrics."""
         losses, batch = evaluation.losses, evaluation.batch
         collected = points
         if usable is not None:
@@ -154,7 +154,7 @@ class Trainer:
         return report
 
     def _refresh(self, batch: Batch) -> None:
-        """Let the base look at the batch of a point: the iterate, or the first usable one."""
+        """Refresh the base with the batch of one point: the iterate, or the first usable one."""
         base = self.optimizer.base
         if isinstance(base, RefreshedBase):
             # The steps so far number the attempts, so that a resumed run draws what the uninterrupted one does.
@@ -162,7 +162,7 @@ class Trainer:
             base.refresh(batch.at(slice(0, 1)), torch.Generator().manual_seed(int(seed)))
 
     def evaluate(self) -> float:
-        """Mean return of the policy's most likely actions over ``eval_episodes`` episodes, the same ones every time."""
+        """Mean return of the policy's most likely actions over ``eval_episodes`` episodes, each time the same."""
         if self._evaluation_envs is None:
             self._evaluation_envs = make_vec(self.config.env, self.config.eval_episodes)
         seed = spawn_seeds(self.config.seed, 3, 1)[0]
@@ -170,7 +170,7 @@ class Trainer:
         bad = [number for number, value in enumerate(returns) if not np.isfinite(value)]
         if bad:
             text = f"the returns of evaluation episodes {', '.join(map(str, bad))} are not finite"
-            warnings.warn(f"iteration {self.iteration}: {text}; it counts for nothing", NumericalWarning, stacklevel=2)
+            warnings.warn(f"iteration {self.iteration}: {text}; it is ignored", NumericalWarning, stacklevel=2)
             return float("nan")
         return float(np.mean(returns))
 
@@ -182,7 +182,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that later iterations depend on, as plain values and tensors."""
         optimizer = self.optimizer.state_dict()
-        optimizer["optex"]["proposal"] = None  # an iteration that came to nothing is proposed again, the same
+        optimizer["optex"]["proposal"] = None  # an iteration without a step is proposed again, identically
         return {
             "policy": self.policy.state_dict(),
             "optimizer": optimizer,
@@ -198,7 +198,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Load a state from `state_dict`."""
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.evaluator.normalizer.load_state_dict(state["normalizer"])
@@ -220,7 +220,7 @@ class Trainer:
 
 
 def check_sizes(config: TrainConfig, features: int, d: int) -> None:
-    """Refuse options of which an iteration could not be held in memory.
+    """Refuse options with which an iteration would not fit into memory.
 
     Args:
         config: the options.

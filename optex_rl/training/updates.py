@@ -1,4 +1,4 @@
-"""The passes that fit a critic which all points share to what they have just collected."""
+"""Updates of a critic that all points share, from the samples that they have just collected."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .rollouts.seeding import spawn_seeds
 
 
 class CriticUpdates:
-    """Fits one critic for all points to what they have just collected, by minibatch steps of an Adam of its own.
+    """Fits one critic for all points to the samples just collected, by minibatch steps of its own Adam.
 
     Policy-gradient codes fit the critic much further than they move the policy: ``train_v_iters`` of Spinning Up's VPG,
     ``n_critic_updates`` of sb3-contrib's TRPO, which this follows: passes over all samples, in minibatches, towards
-    targets made once. Ours are the λ-returns of the old critic, over the samples of all N points, which share it: what
-    OptEx looks ahead with is the actor alone.
+    targets computed once. Ours are the λ-returns of the old critic, over the samples of all N points, which share it:
+    OptEx predicts gradients of the actor alone.
 
     Args:
         agent: gives the targets.
@@ -50,7 +50,7 @@ class CriticUpdates:
 
     @contextmanager
     def fitted(self, points: Tensor, batch: Batch) -> Iterator[None]:
-        """The critic after its updates, in the block and, unless that fails numerically, beyond it.
+        """Update the critic for the block, and beyond it unless the block fails numerically.
 
         Args:
             points: ``[N, d]``, the actors that collected ``batch``.
@@ -81,6 +81,6 @@ class CriticUpdates:
         return {"optimizer": self.base.base.state_dict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`, which stays as it is: torch's Adam alone would take its tensors over."""
+        """Load a copy of a state from `state_dict`: Adam alone would keep the tensors themselves."""
         self.base.base.load_state_dict(deepcopy(state["optimizer"]))
         self.generator.set_state(state["generator"])

@@ -1,4 +1,4 @@
-"""What stands in for the gradient at a proxy point: the posterior, or one of two trivial baselines."""
+"""Predictors of the gradient at a proxy point: the posterior, and two trivial baselines."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _TrivialPredictor(Predictor):
 
 
 class MeanGradient(_TrivialPredictor):
-    """The mean of the gradients in the history: averages their noise, ignores where they were taken."""
+    """The mean of the gradients in the history: it averages their noise, and ignores where they were evaluated."""
 
     def _gradient(self, out: Tensor) -> None:
         torch.mean(self._gradients[: len(self)], 0, out=out)
