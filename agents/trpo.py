@@ -132,7 +132,7 @@ class TrustRegionStep:
         return lambda vector: product(vector) + self.agent.cg_damping * vector
 
     def _search(self, start: Tensor, step: Tensor, rows: Rows) -> dict[str, float]:
-        """Shrink the step until the surrogate grows and the divergence is within the limit, and move there if it ever is."""
+        """Shrink the step until the surrogate grows and the divergence is within the limit, and move there if so."""
         with torch.no_grad():
             before, _ = self.compare(start[None], rows)
             for attempt in range(self.agent.line_search_max_iter):

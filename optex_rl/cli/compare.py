@@ -14,7 +14,7 @@ from .flags import add_config_arguments, given_options
 # Decided by the comparison itself, or without a meaning in it.
 LEFT_OUT: Final = ("env", "method", "seed", "logdir", "run_name", "checkpoint_freq", "eval_freq", "progress_bar")
 DESCRIPTION: Final = """\
-Train every method on every task over seeds, all cores busy, and print what each needs. Every method is tuned by the same
+Train every method on every task over seeds, all cores busy, and print what each takes. All are tuned by the same
 rules: settings that fall behind stop early, those that remain have --tuning-seeds seeds, and a grid whose best value
 lies at its edge is extended; the setting with the fewest iterations to the threshold makes the --seeds final runs. Each
 finished run is a file in --folder: the same command does only what is missing. table.md, summary.csv, curves.csv,

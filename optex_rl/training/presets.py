@@ -19,11 +19,6 @@ def _table() -> dict[str, dict[str, dict[str, Any]]]:
     return table
 
 
-def tuned_tasks() -> list[tuple[str, str]]:
-    """The pairs of task and agent that there are tuned options for."""
-    return [(env, algo) for env, by_algo in _table().items() for algo in by_algo]
-
-
 def tuned_options(env: str, algo: str) -> dict[str, Any]:
     """The tuned options of an agent on a task; empty where there are none, which leaves the defaults."""
     return dict(_table().get(env.removeprefix(NAMESPACE), {}).get(algo, {}))
