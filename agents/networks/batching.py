@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ...common.errors import ConfigError, PerformanceWarning
+from ...common.torch_private import changes
 
 Rows = Tensor | dict[str, Tensor]
 
@@ -130,7 +131,7 @@ class _TwoCalls(NamedTuple):
 def _call_twice(module: nn.Module, rows: Rows, device: torch.device) -> _TwoCalls:
     originals = dict(module.named_buffers())
     buffers = {name: buffer.clone() for name, buffer in originals.items()}
-    versions = {name: buffer._version for name, buffer in buffers.items()}
+    versions = {name: changes(buffer) for name, buffer in buffers.items()}
     state = {name: parameter.detach() for name, parameter in module.named_parameters()} | buffers
     numbers = _random_state(device)
     first, state = _call(module, state, rows)
@@ -138,7 +139,7 @@ def _call_twice(module: nn.Module, rows: Rows, device: torch.device) -> _TwoCall
     changed = [
         name.removeprefix("policy.")
         for name, buffer in buffers.items()  # batch normalisation leaves the version as it is
-        if state[name] is not buffer or buffer._version != versions[name] or not buffer.equal(originals[name])
+        if state[name] is not buffer or changes(buffer) != versions[name] or not buffer.equal(originals[name])
     ]
     # With room for kernels that add up in any order.
     repeats = all(

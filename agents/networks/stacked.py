@@ -7,7 +7,7 @@ The flat vector of a policy is the concatenation of `p.reshape(-1)` over `policy
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -171,8 +171,8 @@ class _BoundMlp:
     def __init__(self, policy: MlpPolicy, distribution: ActionDistribution, stacked: dict[str, Tensor]) -> None:
         self.distribution, self.has_critic = distribution, policy.has_critic
         activation = ACTIVATIONS[policy.activation]
-        self._actor = StackedMlp("actor_net", stacked, activation)
-        self._critic = StackedMlp("critic_net", stacked, activation) if policy.has_critic else None
+        self._actor = StackedMlp(_layers("actor_net", stacked), activation)
+        self._critic = StackedMlp(_layers("critic_net", stacked), activation) if policy.has_critic else None
         self._log_std = stacked.get("actor_net.gaussian.log_std")
         self._seen: Tensor | None = None
         self._hidden: list[Tensor] = []  # outputs of the actor's hidden layers for `_seen`, [N, B, H] each
@@ -199,6 +199,13 @@ class _BoundMlp:
         if self._critic is None:
             raise ConfigError("This policy was made with critic=False and has no values.")
         return self._critic(obs).squeeze(-1)
+
+
+def _layers(network: str, stacked: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Weight and bias of each layer whose name begins with `network`, in the order of the layers."""
+    for name, weight in stacked.items():
+        if name.startswith(network) and name.endswith(".weight"):
+            yield weight, stacked[name.removesuffix("weight") + "bias"]
 
 
 class _Call(nn.Module):

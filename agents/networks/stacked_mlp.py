@@ -5,7 +5,7 @@ Axes: N points (parameter sets), B batch rows, H features of a hidden layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,14 +80,12 @@ class StackedMlp:
     """An MLP at N points.
 
     Args:
-        network: the prefix of its parameters' names.
-        stacked: parameters [N, *shape] by name, in the order of the layers.
+        layers: weight [N, out, in] and bias [N, out] of each.
         activation: of the hidden layers.
     """
 
-    def __init__(self, network: str, stacked: dict[str, Tensor], activation: Activation) -> None:
-        layers = [name.removesuffix(".weight") for name in stacked if name.startswith(network) and "weight" in name]
-        self._layers = [(stacked[f"{layer}.weight"], stacked[f"{layer}.bias"].unsqueeze(1)) for layer in layers]
+    def __init__(self, layers: Iterable[tuple[Tensor, Tensor]], activation: Activation) -> None:
+        self._layers = [(weight, bias.unsqueeze(1)) for weight, bias in layers]
         self._transposed = [(weight.mT, bias) for weight, bias in self._layers]  # views, made once for many calls
         self._activation = activation
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ..common.linear_algebra import flatten, split
+from ..common.torch_private import copy_all, has_step_hooks
 from .protocols import GradientFunction
 from .registry import is_elementwise
 
@@ -27,8 +27,7 @@ def has_replica(base: Optimizer) -> bool:
 
     Not if a hook or a patched ``step`` must see every step, nor with parameters of several devices or precisions.
     """
-    own = base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks or "step" in vars(base)
-    if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or not is_elementwise(base):
+    if has_step_hooks(base) or "step" in vars(base) or not is_elementwise(base):
         return False
     if any(group.get("differentiable") or not group["params"] for group in base.param_groups):
         return False
@@ -148,7 +147,7 @@ class FlatReplica:
         """Copy parameters and state of the replica into the base, in place."""
         for run, vector in zip(self._runs, self._vectors, strict=True):
             parameters: list[Tensor] = run["params"]
-            torch._foreach_copy_(parameters, split(vector, parameters))
+            copy_all(parameters, split(vector, parameters))
             for key, merged in self._optimizer.state[vector].items():
                 in_entries = _has_entries(merged, vector)
                 values = split(merged, parameters) if in_entries else [merged] * len(parameters)
@@ -159,7 +158,7 @@ def _assign(states: list[dict[str, Any]], key: str, values: list[Any]) -> None:
     """Put copies of the ``values`` into states; in place where there are tensors already."""
     present = [state.get(key) for state in states]
     if all(isinstance(value, Tensor) for value in (*present, *values)):
-        torch._foreach_copy_(present, values)  # type: ignore[arg-type]
+        copy_all(present, values)  # type: ignore[arg-type]
         return
     for state, value in zip(states, values, strict=True):
         state[key] = value.clone() if isinstance(value, Tensor) else value

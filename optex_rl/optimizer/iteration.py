@@ -14,15 +14,11 @@ import torch
 from torch import Tensor
 
 from ..bases.flat import FlatBase, Stepper
+from ..common.torch_private import changes
 from .estimator.gp import Predictor
 from .evaluations import Evaluations
 from .options import OptExOptions
 from .selection import SELECTIONS
-
-
-def changes(tensor: Tensor) -> int:
-    """How often ``tensor`` was changed in place, 0 in inference mode, where torch does not count."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass
