@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import ConfigError, NonFiniteError
-from ..common.validation import check_number
+from ..common.validation import check_at_least, check_number
 from .actor_critic import ActorCritic, Rows
 from .interface import AgentLosses, Batch, Iterate, add_up_losses
 from .losses import clipped_surrogate_loss
@@ -56,9 +56,7 @@ class PPO(ActorCritic):
                 if value == 0:
                     raise ConfigError(f"{name} must be above 0, got {value!r}.")
         for name in ("n_epochs", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}.")
+            check_at_least(name, getattr(self, name), 1)
 
     @property
     def shares_critic(self) -> bool:

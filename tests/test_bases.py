@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,16 +27,12 @@ from optex_rl.cli import main
 from optex_rl.common.linear_algebra import hutchinson_diagonal, rademacher, split
 from optex_rl.training import Trainer
 
-from .helpers import ExactEstimator, Problem, advance, closure_of, same
+from .helpers import ExactEstimator, Problem, advance, closure_of, same, stream, through_a_file
 from .test_resume import assert_same_runs, start
 
 SPACES = Box(-1.0, 1.0, (3,)), Discrete(2)
 REFRESHED = ("adahessian", "sam", "kfac", "natural")
 every_base = pytest.mark.parametrize("name", BASES)
-
-
-def stream(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class Learner:
@@ -74,13 +69,6 @@ class Learner:
 
     def point(self) -> Tensor:
         return parameters_to_vector(self.policy.parameters()).detach()
-
-
-def through_a_file(state: Any) -> Any:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 @every_base

@@ -30,13 +30,11 @@ from optex_rl.common.linear_algebra import (
     spatial_average,
 )
 
+from .helpers import stream
+
 OBS = Box(-1.0, 1.0, (3,))
 ACTIONS = {"discrete": Discrete(3), "continuous": Box(-1.0, 1.0, (2,))}
 every_space = pytest.mark.parametrize("space", ACTIONS)
-
-
-def stream(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def dense_hessian(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -87,30 +87,22 @@ CASES += [("optex", selection) for selection in SELECTIONS]
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("algo", ["reinforce", "a2c"])
 @pytest.mark.parametrize(("method", "selection"), CASES)
+@pytest.mark.parametrize(
+    ("half", "extra"),
+    [
+        (2, ""),
+        pytest.param(8, "--n-steps 64 --stride 2 --blocks groups", marks=pytest.mark.slow),
+        pytest.param(8, "--n-steps 64 --optimizer rmsprop --seed 5", marks=pytest.mark.slow),
+    ],
+)
 def test_two_halves_equal_the_whole(
-    tmp_path: Path, stop_at: Any, env: str, algo: str, method: str, selection: str
+    tmp_path: Path, stop_at: Any, env: str, algo: str, method: str, selection: str, half: int, extra: str
 ) -> None:
-    flags = ["--env", env, "--algo", algo, "--method", method, "--selection", selection]
-    assert start(tmp_path, *flags, name="whole") == 0
-    stop_at(2)
-    assert start(tmp_path, *flags) == 130
-    assert len(rows_of(tmp_path / "run")) == 2
-    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
-    assert_same_runs(tmp_path / "whole", tmp_path / "run")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-@pytest.mark.parametrize("algo", ["reinforce", "a2c"])
-@pytest.mark.parametrize(("method", "selection"), CASES)
-@pytest.mark.parametrize("extra", [["--stride", "2", "--blocks", "groups"], ["--optimizer", "rmsprop", "--seed", "5"]])
-def test_longer_halves_equal_the_whole(
-    tmp_path: Path, stop_at: Any, env: str, algo: str, method: str, selection: str, extra: list[str]
-) -> None:
-    flags = ["--env", env, "--algo", algo, "--method", method, "--selection", selection, "--n-steps", "64", *extra]
-    assert start(tmp_path, *flags, iterations=16, name="whole") == 0
-    stop_at(8)
-    assert start(tmp_path, *flags, iterations=16) == 130
+    flags = ["--env", env, "--algo", algo, "--method", method, "--selection", selection, *extra.split()]
+    assert start(tmp_path, *flags, iterations=2 * half, name="whole") == 0
+    stop_at(half)
+    assert start(tmp_path, *flags, iterations=2 * half) == 130
+    assert len(rows_of(tmp_path / "run")) == half
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert_same_runs(tmp_path / "whole", tmp_path / "run")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +34,7 @@ from optex_rl.agents import sample_observations
 from optex_rl.sb3 import OptExA2C, OptExCallback, make_sb3_vec_env
 from optex_rl.sb3.networks import StackedNetworks
 
-from .helpers import same
+from .helpers import reloaded, same, weights
 from .networks import BATCHED, ONE_BY_ONE, REFUSED, WIDTH
 
 NETWORKS = ONE_BY_ONE | BATCHED | {name: make for name, (make, _) in REFUSED.items()}
@@ -46,17 +45,6 @@ def make(env: Any = "CartPole-v1", policy: Any = "MlpPolicy", **arguments: Any) 
     if isinstance(env, str):
         defaults["envs_per_point"] = 2
     return OptExA2C(policy, env, **defaults | arguments)
-
-
-def weights(model: Any) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.policy.state_dict().items()}
-
-
-def reloaded(model: Any, **kwargs: Any) -> Any:
-    file = io.BytesIO()
-    model.save(file)
-    file.seek(0)
-    return OptExA2C.load(file, device="cpu", **kwargs)
 
 
 def at(policy: ActorCriticPolicy, point: Tensor) -> ActorCriticPolicy:
