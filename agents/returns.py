@@ -17,7 +17,7 @@ from ..common.errors import ConfigError
 def discounted_returns(
     rewards: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor, gamma: float
 ) -> Tensor:
-    """Reward-to-go of every step, bootstrapped where the episode goes on outside of the window.
+    """Reward-to-go of every step, bootstrapped where the episode continues outside of the window.
 
         G_t = r_t + γ · { 0            if terminated
                         { next_value_t if truncated, or t = T−1

@@ -1,6 +1,6 @@
 """`make_vec`: a vector environment for any Gymnasium id, natively batched where this package has the task.
 
-With every backend, an episode that ends starts anew in the same step, what it ended with is in dense
+With every backend a new episode starts in the step in which one ends, final observations and statistics are in dense
 `infos["final_obs"]` and `infos["episode"]`, and seeds may be given per block; `NativeVectorEnv` says how.
 """
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import gymnasium
 import pytorch_optimizer
 import torch
 from torch import Tensor
@@ -188,6 +190,16 @@ def through_a_file(state: Any) -> Any:
     torch.save(state, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
+
+
+@contextmanager
+def registered(name: str, task: Any, **options: Any) -> Iterator[str]:
+    """A task known to Gymnasium for the length of the block."""
+    gymnasium.register(name, entry_point=task, **options)
+    try:
+        yield name
+    finally:
+        del gymnasium.registry[name]
 
 
 def weights(model: Any) -> dict[str, Tensor]:

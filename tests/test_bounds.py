@@ -20,6 +20,8 @@ from optex_rl.compare.rl_zoo3 import Sb3Config
 from optex_rl.compare.sweep import Sweep
 from optex_rl.training.trainer import check_sizes
 
+from .helpers import registered
+
 HUGE = 10**50
 HINTS = get_type_hints(TrainConfig)
 KINDS = {name: set(get_args(hint) or (hint,)) for name, hint in HINTS.items()}
@@ -88,13 +90,9 @@ class Wide(gymnasium.Env[np.ndarray, Any]):
 
 
 def test_a_window_of_long_observations(capsys: pytest.CaptureFixture[str]) -> None:
-    entry_point: Any = Wide
-    gymnasium.register("Wide-v0", entry_point=entry_point)
-    try:
-        flags = ["--env", "Wide-v0", "--n-envs", "2", "--n-steps", "1000000", "--parallelism", "4", "--logdir", "none"]
+    with registered("Wide-v0", Wide) as env:
+        flags = ["--env", env, "--n-envs", "2", "--n-steps", "1000000", "--parallelism", "4", "--logdir", "none"]
         assert main(["train", *flags]) == 2
-    finally:
-        del gymnasium.registry["Wide-v0"]
     message = "samples × features of an observation must be at most 2000000000 numbers, got 4000000000"
     assert capsys.readouterr().err == f"optex-rl: error: {message}\n"
 

@@ -47,7 +47,7 @@ def bind(made: Trainer, points: Tensor) -> BoundPolicy:
 
 
 class Custom(MlpPolicy):
-    """The same networks, evaluated by vmap like any module of a user's own."""
+    """The same networks, evaluated by vmap like any custom module."""
 
 
 @pytest.mark.parametrize("kind", [MlpPolicy, Custom])

@@ -25,6 +25,8 @@ from optex_rl.training.config import METHODS
 from optex_rl.training.faults import MOST_FILES, find_faults
 from optex_rl.training.rollouts.evaluator import FusedEvaluator
 
+from .helpers import registered
+
 OPTIONS: dict[str, Any] = {
     "n_envs": 3,
     "n_steps": 16,
@@ -177,7 +179,7 @@ def test_a_native_environment_that_breaks(
 
 
 class Faulty(gymnasium.Env[np.ndarray, Any]):
-    """A task of a user's own whose sensor fails for good in the middle of some episodes."""
+    """A custom task whose sensor fails for good in the middle of some episodes."""
 
     observation_space = Box(-1.0, 1.0, (2,))
     action_space = Box(-1.0, 1.0, (1,))
@@ -199,11 +201,9 @@ class Faulty(gymnasium.Env[np.ndarray, Any]):
 
 @pytest.fixture
 def faulty_env() -> Iterator[str]:
-    entry_point: Any = Faulty
-    gymnasium.register("Faulty-v0", entry_point=entry_point, max_episode_steps=50)
     Faulty.total = 0
-    yield "Faulty-v0"
-    del gymnasium.registry["Faulty-v0"]
+    with registered("Faulty-v0", Faulty, max_episode_steps=50) as env:
+        yield env
 
 
 def test_a_users_environment_that_breaks(tmp_path: Path, faulty_env: str) -> None:

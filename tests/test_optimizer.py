@@ -378,7 +378,7 @@ def test_what_is_computed_with_the_points_does_not_touch_the_optimizer() -> None
 
 @pytest.mark.parametrize("N", [1, 4])
 def test_tell_without_a_move_records_the_pairs_and_leaves_the_parameters(N: int) -> None:
-    """Wherever somebody else has moved them to; that a step begins elsewhere than it was asked for is an error."""
+    """Wherever they have been moved; to step from elsewhere than was asked for is an error."""
     problem = Problem()
     optimizer = CASES["Adam"].optex(problem, parallelism=N)
     for _ in range(3):

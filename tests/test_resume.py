@@ -30,7 +30,7 @@ from optex_rl.runner.recorder import Recorder
 from optex_rl.training import Trainer
 from optex_rl.training.config import load_config
 
-from .helpers import same
+from .helpers import registered, same
 
 TINY = ["--n-envs", "2", "--n-steps", "8", "--net-arch", "4", "--parallelism", "2", "--eval-episodes", "2"]
 QUIET = ["--history-size", "5", "--eval-freq", "2", "--checkpoint-freq", "1", "--no-progress-bar"]
@@ -144,7 +144,7 @@ def test_python_returns_the_new_rows_and_all_iterations(tmp_path: Path, stop_at:
 def test_wall_time_goes_on(tmp_path: Path, stop_at: Any) -> None:
     stop_at(2)
     start(tmp_path)
-    time.sleep(0.5)  # which is nobody's training time
+    time.sleep(0.5)  # not training time
     resume(tmp_path / "run")
     with (tmp_path / "run" / "progress.csv").open() as file:
         times = [float(row["wall_time"]) for row in csv.DictReader(file)]
@@ -374,11 +374,9 @@ class Walk(gymnasium.Env[np.ndarray, Any]):
 
 
 def test_environments_that_keep_their_state_to_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    entry_point: Any = Walk
-    gymnasium.register("Walk-v0", entry_point=entry_point)
-    try:
+    with registered("Walk-v0", Walk):
         start(tmp_path, "--env", "Walk-v0", iterations=2)
-        with pytest.warns(ResumeWarning, match="Walk-v0 cannot save its state: all episodes start anew"):
+        with pytest.warns(ResumeWarning, match="Walk-v0 cannot save its state: all episodes start over"):
             resume(tmp_path / "run", iterations=3)
         capsys.readouterr()
         with warnings.catch_warnings():
@@ -387,12 +385,10 @@ def test_environments_that_keep_their_state_to_themselves(tmp_path: Path, capsys
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("optex-rl: warning: Walk-v0 cannot save its state")
         assert len(rows_of(tmp_path / "run")) == 4
-    finally:
-        del gymnasium.registry["Walk-v0"]
 
 
 class Own(nn.Module):
-    """A network of the user's own."""
+    """A custom network."""
 
     def __init__(self, width: int = 3) -> None:
         super().__init__()

@@ -372,7 +372,7 @@ def test_a_signal_keeps_what_is_finished(tmp_path: Path, number: signal.Signals)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number, err
     assert "Traceback" not in err
-    assert "stopped: the same command goes on with what is missing" in out
+    assert "stopped: the same command does what is missing" in out
     done = len(read_runs(tmp_path))
     assert 2 <= done < 200
     assert f"| 0/{done} |" in out  # nothing is solved in three iterations
@@ -382,7 +382,7 @@ def test_a_signal_keeps_what_is_finished(tmp_path: Path, number: signal.Signals)
 
 @pytest.mark.slow
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
-    """Nobody is left to tell them; each ends by itself, and what is finished is whole."""
+    """Their parent is gone; each ends by itself, and finished files are whole."""
     flags = ["--methods", "vanilla", "--learning-rates", "1", "--seeds", "500", *FLAGS, "--workers", "1"]
     code = "import sys; from optex_rl.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "compare", *flags, "--folder", str(tmp_path)]

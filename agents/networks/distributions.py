@@ -48,7 +48,7 @@ class ActionDistribution(Protocol):
 
 
 def log_softmax(inputs: Tensor) -> Tensor:
-    """log softmax over the last axis, [..., A] -> [..., A], by way of a copy with this axis first.
+    """log softmax over the last axis, [..., A] -> [..., A], via a copy with this axis first.
 
     torch's kernel takes one short row at a time; along the first axis it is vectorised over all the others, which took
     an eighth of the time for two actions.

@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--threads", type=int, default=1, help="torch threads; more than 1 rarely pays (default: 1)")
 
     command = commands.add_parser("train", parents=[common], help="train a policy and write its run folder")
-    command.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with a run; only --iterations beside it")
+    command.add_argument("--resume", type=Path, metavar="RUN_DIR", help="resume a run; no other flag but --iterations")
     add_config_arguments(command)
     command.set_defaults(run=run_train)
 
@@ -117,7 +117,7 @@ def run_resume(options: argparse.Namespace) -> int:
     result = resume(options.resume, iterations)
     if not result.rows and not result.interrupted:
         done = f"all its {result.iterations:,} iterations are done"
-        print(f"{options.resume} is finished: {done}; --iterations with a larger number goes on")
+        print(f"{options.resume} is finished: {done}; a larger --iterations continues it")
         return 0
     return report(result)
 
@@ -127,7 +127,7 @@ def report(result: TrainResult) -> int:
     print_summary(result)
     if not result.interrupted:
         return 0
-    print(f"go on with   optex-rl train --resume {result.run_dir}" if result.run_dir else "nothing was saved")
+    print(f"resume with  optex-rl train --resume {result.run_dir}" if result.run_dir else "nothing was saved")
     return 128 + (result.signal or 0)
 
 

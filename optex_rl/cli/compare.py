@@ -71,7 +71,7 @@ def run_compare(options: argparse.Namespace) -> int:
     print(write_report(options.folder, thresholds))
     print(f"folder       {options.folder}\nTensorBoard  tensorboard --logdir {options.folder / 'tensorboard'}")
     if status:
-        print("stopped: the same command goes on with what is missing")
+        print("stopped: the same command does what is missing")
     return status
 
 

@@ -28,7 +28,7 @@ class NotPositiveDefiniteError(NumericalError):
 
 
 class ResumeWarning(UserWarning):
-    """A run goes on, but not bit for bit as if it had never stopped."""
+    """A run is resumed, but not bit for bit as if it had never stopped."""
 
 
 class PerformanceWarning(UserWarning):

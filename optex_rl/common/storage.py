@@ -6,6 +6,7 @@ everything before the footer. ``torch.load(path, weights_only=True)`` reads it a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -13,10 +14,12 @@ import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+import yaml
 from torch import Tensor
 
 from .errors import OptExError, RunFolderError
@@ -91,6 +94,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict) or content.get("version") != FORMAT_VERSION:
             raise RunFolderError(f"{path} is no checkpoint of optex-rl, version {FORMAT_VERSION}")
     return content
+
+
+@functools.cache
+def packaged_table(package: str, name: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Options by task and algorithm, from a YAML file of the package; the same object at every call, to be copied."""
+    text = resources.files(package).joinpath(name).read_text(encoding="utf-8")
+    table: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(text)
+    return table
 
 
 def read_regular(path: Path, what: str, most_bytes: int = MOST_BYTES) -> bytes:

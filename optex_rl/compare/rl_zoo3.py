@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-import yaml
-
 from ..common.errors import ConfigError
+from ..common.storage import packaged_table
 from ..common.validation import check_between
 from ..training.config import LARGEST_SEED, MOST_EPISODES
 
 
-@functools.cache
 def _table() -> dict[str, dict[str, dict[str, Any]]]:
     """Options by task and algorithm."""
-    text = resources.files(__package__ or "optex_rl.compare").joinpath("rl_zoo3.yml").read_text(encoding="utf-8")
-    table: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(text)
-    return table
+    return packaged_table("optex_rl.compare", "rl_zoo3.yml")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,7 +189,7 @@ def run_sweep(sweep: Sweep) -> StopRequest:
 
 
 class Runner:
-    """Keeps the workers busy: each method goes on with its next batch as soon as the last one is done.
+    """Keeps the workers busy: each method starts its next batch as soon as the last one is done.
 
     Args:
         sweep: what is run.

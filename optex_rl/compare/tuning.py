@@ -102,9 +102,9 @@ def _along(axis: Axis, number: int, best: Setting, seeds: int, score: Score) -> 
 
 
 def halve(settings: Sequence[Setting], seeds: int, score: Score) -> Search:
-    """Successive halving (Jamieson and Talwalkar, 2016, arXiv 1502.07943): the better half goes on to more seeds.
+    """Successive halving (Jamieson and Talwalkar, 2016, arXiv 1502.07943): the better half gets more seeds.
 
-    Here three go on where there are that many, and none that is `HOPELESS`.
+    Here at least three remain, if there are that many and none is `HOPELESS`.
     """
     running = list(settings)
     for count in rungs(seeds):

@@ -27,7 +27,7 @@ class OptEx(Optimizer):
     in parallel, enter the history and make the step. One *sequential iteration* is
 
     1. ``points = optimizer.ask()``: N parameter sets ``[N, d]``, row 0 the current iterate;
-    2. the caller computes their gradients, wherever it likes; 3. ``optimizer.tell(gradients)``: on to the next iterate.
+    2. the caller computes their gradients, in any way; 3. ``optimizer.tell(gradients)``: on to the next iterate.
     ``step(closure)`` does all three, one point after the other. At first nothing can be predicted: all N points are the
     iterate, and the mean gradient makes one base step. Then ``"refine"`` looks ahead as if the gradient were constant;
     the other selections, which step to the points that they propose, wait for a second distinct point.
@@ -109,7 +109,7 @@ class OptEx(Optimizer):
 
     @classmethod
     def wrap(cls, optimizer: Optimizer, **options: Any) -> OptEx:
-        """OptEx over an existing optimizer, whose groups and state it goes on with.
+        """OptEx over an existing optimizer, whose groups and state it keeps using.
 
         Args:
             optimizer: any first-order `torch.optim.Optimizer` that steps without a closure.
@@ -180,12 +180,12 @@ class OptEx(Optimizer):
         """A block in which the parameters are at the iterate, to evaluate or save them there.
 
         Only with ``without_closure="emulate"`` are they ever elsewhere between two steps. A state dictionary made in
-        the block goes on from the iterate: what it holds of the iteration under way is evaluated anew.
+        the block continues from the iterate: the iteration under way is evaluated again.
         """
         return self._engine.at_iterate()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the base. The history starts anew: its rows have the old length."""
+        """Add a parameter group to the base. The history is reset: its rows have the old length."""
         self.base.add_param_group(param_group)
         self.reset_history()
 
@@ -272,7 +272,7 @@ class OptEx(Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dictionary of OptEx, or one of its bare base, with which the history starts anew.
+        """Load a state dictionary of OptEx, or one of its bare base, with which the history is reset.
 
         The options stay those given at construction.
 

@@ -20,7 +20,7 @@ class Recorder:
     Args:
         trainer: what is trained.
         run_dir: the run folder, or None to write nothing.
-        saved: the checkpoint that the run goes on from, or None for the beginning.
+        saved: the checkpoint that the run is resumed from, or None for a new run.
     """
 
     def __init__(self, trainer: Trainer, run_dir: Path | None, saved: dict[str, Any] | None = None) -> None:

@@ -94,7 +94,7 @@ def _check_base(path: str, state: dict[str, Any], base: Optimizer) -> None:
 
 
 def _try(trainer: Trainer) -> None:
-    """Propose points and take a base step, which finds what the checks do not; then the state must be loaded anew."""
+    """Propose points and take a base step, which finds what the checks do not; then the state must be loaded again."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -25,11 +25,11 @@ class OptExCallback(BaseCallback):
 
     ``without_closure="emulate"`` leaves the policy at a proxy between two steps, where ``EvalCallback`` would evaluate
     it and ``CheckpointCallback`` save it. Give those callbacks to this one instead of to ``learn``: they then see the
-    iterate, and training goes on from the proxy, bit for bit. After ``learn`` the policy is at the iterate too; another
-    ``learn`` with the same callback goes on where the first stopped.
+    iterate, and training continues at the proxy, bit for bit. After ``learn`` the policy is at the iterate, too; a
+    further ``learn`` with the same callback continues where the first stopped.
 
     The surrogate of PPO is another function after each rollout, so gradients of earlier rollouts predict little of it:
-    the history starts anew at each, from the iterate. A2C and the off-policy algorithms keep theirs.
+    the history is reset before each, at the iterate. A2C and the off-policy algorithms keep theirs.
 
     Args:
         callback: the callbacks to run at the iterate.

@@ -181,7 +181,7 @@ class History:
         return squared.sqrt_()
 
     def _squared_distances(self, point: Tensor, age: int) -> tuple[Tensor, bool]:
-        """Squared distances ``[B, T]`` by way of the point of an age, and whether all are accurate."""
+        """Squared distances ``[B, T]`` measured via the point of an age, and whether all are accurate."""
         *after, r = self._newest_first[: age + 1]
         steps = self._steps[: self._count]
         sums = torch.stack([offset_products(point, self._newest, after, steps, *block) for block in self.blocks])
@@ -219,7 +219,7 @@ class History:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load a history made by `state_dict`, converted to this device and precision.
 
-        A history longer than ``history_size``, or one kept with other blocks, is inserted anew, the oldest pair first.
+        A history longer than ``history_size``, or one kept with other blocks, is inserted again, the oldest pair first.
 
         Raises:
             RuntimeError: the history is for another number of parameters.

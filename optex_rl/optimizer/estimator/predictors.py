@@ -32,7 +32,7 @@ class _TrivialPredictor(Predictor):
 
     @torch.no_grad()
     def mean(self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """The prediction ``[d]``, wherever ``point`` is."""
+        """The prediction ``[d]``, the same at every ``point``."""
         mean = self.new_means(1)[0] if out is None else out
         self._gradient(mean)
         return mean

@@ -35,7 +35,7 @@ class Rollout(NamedTuple):
 
 
 class Collector:
-    """Steps N × E environments with N policies; episodes go on from one collection to the next.
+    """Steps N × E environments with N policies; episodes continue from one collection to the next.
 
     Every point has random numbers of its own, for actions and for environments, so its trajectory does not depend on N.
 
@@ -121,12 +121,12 @@ class Collector:
         return rollout
 
     def _restart(self, rows: Array) -> None:
-        """New episodes in the environments ``rows [N·E]``, whose random numbers go on."""
+        """New episodes in the environments ``rows [N·E]``, without seeding their generators again."""
         obs, _ = self.envs.reset(options={"reset_mask": rows})
         self._obs = np.where(rows[:, None], self._encode(obs), self._obs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Random numbers and, of natively vectorised tasks, the environments: a collection goes on exactly.
+        """Random numbers and, of natively vectorised tasks, the environments: a collection continues exactly.
 
         Other environments cannot save their state: after loading they start new episodes, with seeds drawn from the
         saved generators. The owner of the normalizer saves its statistics, and loads them first.

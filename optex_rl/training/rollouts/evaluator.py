@@ -55,7 +55,7 @@ class Evaluator(Protocol):
 
     @property
     def is_exact(self) -> bool:
-        """Whether `load_state_dict` goes on bit for bit; else episodes start anew."""
+        """Whether a loaded state continues bit for bit; else episodes start over."""
 
     def __call__(self, points: Tensor) -> Evaluation:
         """Loss and gradient at ``points [N, d]``."""
