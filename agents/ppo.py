@@ -23,7 +23,7 @@ class PPO(ActorCritic):
     """Proximal policy optimization with the clipped surrogate (Schulman et al., 2017, arXiv 1707.06347).
 
     Names, defaults and order of operations are those of stable-baselines3's PPO: advantages by GAE once per window,
-    normalised in each minibatch; the last minibatch of an epoch holds what is left. Its value clipping is left out.
+    normalised in each minibatch; the last minibatch of an epoch may be smaller. Its value clipping is left out.
     `loss` is the gradient at the policy that collected, where the surrogate's is that of the actor-critic.
 
     Args:

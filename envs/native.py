@@ -48,7 +48,7 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
         render_mode: "rgb_array", or None where nothing is drawn.
         seed: used by the first `reset` that gets none.
 
-    `step` returns observations float32 [E, obs], rewards float64 [E], terminated bool [E], truncated bool [E] and infos;
+    `step` returns observations float32 [E, obs], rewards float64 [E], terminated bool [E], truncated bool [E], infos;
     both flags are true where an episode terminates on its last allowed step. A new episode starts in the step in which
     one ends. The infos are empty unless some episode ended; then `infos["final_obs"]` float32 [E, obs] holds what the
     step led to before any reset (rows of running episodes equal the observations), `infos["episode"]` the returns "r"

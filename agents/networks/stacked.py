@@ -90,7 +90,7 @@ class StackedPolicy:
 
     @property
     def obstacle(self) -> str | None:
-        """Why vmap cannot batch what `examine` looked at, or a part of it; None if it can."""
+        """Why vmap cannot batch the methods that `examine` has tried, or one of them; None if it can."""
         return next(iter(self._obstacles.values()), None)
 
     def examine(self, obs: Tensor, critic: bool) -> None:

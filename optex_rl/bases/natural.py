@@ -48,7 +48,7 @@ class Preconditioned(Optimizer, ABC):
         """Set the objective, whose policy has the parameters of this optimizer; its other parameters stay fixed.
 
         Raises:
-            ConfigError: there is no policy, it has not these parameters, or it cannot be used here.
+            ConfigError: there is no policy, it does not have these parameters, or it cannot be used here.
         """
         name = type(self).__name__
         if objective.policy is None:
@@ -77,7 +77,7 @@ class Preconditioned(Optimizer, ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Make P the identity, but for the damping."""
+        """Make the curvature zero, so that P only divides by the damping."""
 
     @abstractmethod
     def precondition(self, gradients: list[Tensor | None]) -> list[Tensor | None]:

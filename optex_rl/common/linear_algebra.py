@@ -81,7 +81,7 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], target: Tensor, ite
     Args:
         product: x → A x; A symmetric and positive definite.
         target: right-hand side.
-        iterations: at most so many products; fewer where the residual has become negligible.
+        iterations: the most products; it stops earlier once the residual is negligible.
     """
     x, residual = torch.zeros_like(target), target.clone()
     direction, squared = residual.clone(), residual.dot(residual)

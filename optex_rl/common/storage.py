@@ -193,6 +193,6 @@ def check_like(path: str, value: Any, template: Any) -> None:
 def _check_entries(path: str, value: dict[Any, Any], template: dict[Any, Any]) -> None:
     if template and value.keys() != template.keys():
         names = ", ".join(sorted(map(str, value.keys() ^ template.keys())))
-        raise RunFolderError(f"{path} has not the entries it must have: {names} missing or too many")
+        raise RunFolderError(f"{path} does not have the entries it must have: {names} missing or too many")
     for key in template:
         check_like(f"{path}.{key}", value[key], template[key])

@@ -123,7 +123,7 @@ def follow_training(config: TrainConfig, until: float | None = None) -> Curve:
 
 
 def threshold_of(env: str, thresholds: Mapping[str, float]) -> float:
-    """The return to reach on a task: what is given in ``thresholds``, else that of `THRESHOLDS`.
+    """The return to reach on a task: that in ``thresholds``, else that in `THRESHOLDS`.
 
     Raises:
         ConfigError: there is none.
@@ -180,7 +180,7 @@ def read_run(path: Path) -> Run:
     """A run from its file.
 
     Raises:
-        RunFolderError: the file cannot be read, or is no such file.
+        RunFolderError: the file cannot be read, or does not hold a run.
     """
     data = read_regular(path, "a run of a comparison", MOST_BYTES)
     try:

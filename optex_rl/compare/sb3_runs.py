@@ -26,7 +26,7 @@ class EvaluationClock(BaseCallback):
     Args:
         evaluate: mean return of the policy as it is.
         every: rollouts between two evaluations.
-        rollouts: after so many the run is cut off; None for never.
+        rollouts: number after which the run is cut off; None for never.
         until: the return at which it is cut off once it holds it; None for never.
     """
 

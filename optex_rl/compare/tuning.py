@@ -11,9 +11,9 @@ from typing import Final, NamedTuple, TypeAlias
 Setting: TypeAlias = tuple[float, ...]  # one value an axis
 Trials: TypeAlias = tuple[list[Setting], int]  # settings, and with how many seeds each is wanted
 Search: TypeAlias = Generator[Trials, None, Setting]
-Score: TypeAlias = Callable[[Setting, int], tuple[float, float]]  # of a setting, by so many seeds; less is better
+Score: TypeAlias = Callable[[Setting, int], tuple[float, float]]  # of a setting, over a number of seeds; less is better
 
-HOPELESS: Final = 2.0  # a setting that takes so many times the iterations of the best is dropped
+HOPELESS: Final = 2.0  # times the best one's iterations: a setting that takes more is dropped
 MOST_EXTENSIONS: Final = 3  # values added to one end of a grid
 
 

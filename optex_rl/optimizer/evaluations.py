@@ -35,7 +35,7 @@ def as_losses(results: Sequence[Any]) -> Tensor:
     """The results of N closures as losses ``[N]``.
 
     Raises:
-        ConfigError: a result is no single number.
+        ConfigError: a result is not a single number.
     """
     try:
         numbers = [float(r.detach() if isinstance(r, Tensor) else r) for r in results]

@@ -125,7 +125,7 @@ def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) 
 
 
 def unpredicted_step(stepper: Stepper, gradient: Tensor) -> None:
-    """One base step with ``gradient [d]``, which also stands for the gradient nearby, for want of a prediction."""
+    """One base step with ``gradient [d]``, which also stands for the gradient nearby, as there is no prediction."""
     stepper.step(gradient, lambda _: gradient)
 
 

@@ -36,7 +36,7 @@ class RunLog:
         iteration: sequential iterations done, records of later ones are removed; None for a new log.
 
     Raises:
-        RunFolderError: the files cannot be written, or progress.csv does not hold so many iterations.
+        RunFolderError: the files cannot be written, or progress.csv does not hold as many iterations.
     """
 
     def __init__(self, run_dir: Path, iteration: int | None = None) -> None:
@@ -60,7 +60,7 @@ class RunLog:
         self._rows = csv.DictWriter(self._file, self._columns, restval="")
 
     def _take_back(self, iteration: int) -> list[str]:
-        """Cut progress.csv off after so many iterations; returns its columns."""
+        """Cut progress.csv off after ``iteration`` rows; returns its columns."""
         lines = read_regular(self._path, "the progress of a run").split(b"\r\n")
         kept = lines[: iteration + 1]
         expected = [b"iteration", *(str(i).encode() for i in range(1, iteration + 1))]

@@ -18,7 +18,7 @@ def read_progress(run_dir: Path, columns: Sequence[str]) -> list[list[float]]:
     """Columns of a run's progress.csv, the iteration first; rows in which one of them is empty are left out.
 
     Raises:
-        RunFolderError: the file is missing or is no such file.
+        RunFolderError: the file is missing or does not hold a run's progress.
     """
     path = run_dir / "progress.csv"
     data = read_regular(path, "the progress of a run")

@@ -43,7 +43,7 @@ class Recorder:
         return time.perf_counter() - self._started
 
     def write(self, metrics: dict[str, float]) -> None:
-        """Log an iteration, and save if it is time: so many iterations after the last one, or after a minute."""
+        """Log an iteration, and save every ``checkpoint_freq`` iterations or after a minute."""
         if self._log is None:
             return
         self._log.write(self.trainer.iteration, metrics)

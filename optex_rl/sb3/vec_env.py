@@ -42,7 +42,7 @@ def make_sb3_vec_env(
         env_kwargs: arguments of the task, and ``max_episode_steps``.
 
     Raises:
-        ConfigError: there is no such native task, or it refuses an argument.
+        ConfigError: the task is not native, or it refuses an argument.
     """
     env = make_vec(env_id, n_envs, backend="native", render_mode=render_mode, **env_kwargs)
     assert isinstance(env, NativeVectorEnv)

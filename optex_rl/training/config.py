@@ -139,7 +139,7 @@ class TrainConfig:
     baseline: bool = _option(True, "subtract a learned baseline (reinforce)")
     normalize_obs: bool = _option(False, "normalise observations by running mean and variance")
     normalize_reward: bool = _option(False, "divide rewards by the running standard deviation of the return")
-    noise_repeat: int = _option(1, "hold the random numbers of exploration for so many steps", low=1, high=10**6)
+    noise_repeat: int = _option(1, "steps for which the random numbers of exploration are held", low=1, high=10**6)
     log_std_init: float = _option(0.0, "initial log standard deviation of continuous actions", low=-20, high=20)
     max_grad_norm: float | None = _option(
         0.5, "clip gradients to this norm before a base step; none for no clipping", high=LARGEST, other="none"
@@ -148,13 +148,13 @@ class TrainConfig:
     activation: str = _option("tanh", "activation of the hidden layers", ("tanh", "relu"))
 
     eval_freq: int = _option(
-        20, "evaluate the iterate every so many iterations, and at the end; 0 for never", high=10**9
+        20, "iterations between evaluations of the iterate, besides the last; 0 for never", high=10**9
     )
     eval_episodes: int = _option(
         20, "episodes of an evaluation, with the policy's most likely actions", low=1, high=MOST_EPISODES
     )
     checkpoint_freq: int = _option(
-        100, "save every so many iterations or each minute; 0 for only before and after", high=10**9
+        100, "iterations between checkpoints, or a minute; 0: only before and after the run", high=10**9
     )
     max_bad_iterations: int = _option(
         10, "attempts in a row with NaN or infinite numbers before the run stops", high=10**6
@@ -278,7 +278,7 @@ def load_config(path: Path) -> TrainConfig:
     """Options from a file written by `TrainConfig.save`.
 
     Raises:
-        RunFolderError: the file is missing or is no such file.
+        RunFolderError: the file is missing or does not hold options.
         ConfigError: an option is outside what is allowed.
     """
     data = read_regular(path, "the options of a run", MOST_BYTES)

@@ -23,7 +23,7 @@ PRIOR_ROWS: Final = 1e-4  # rows that mean 0 and variance 1 stand for before the
 
 
 class Moments(NamedTuple):
-    """Mean and population variance, float64 of any one shape, over so many rows."""
+    """Mean and population variance, float64 of any one shape, over ``rows`` rows."""
 
     rows: float
     mean: FloatArray
