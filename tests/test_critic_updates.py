@@ -220,7 +220,10 @@ def test_a_resumed_run_is_the_run_that_nothing_stopped(method: str, env: str, tm
     ("damage", "message"),
     [
         (lambda state: state.pop("generator"), r"critic does not have the entries it must have: generator missing"),
-        (lambda state: state["optimizer"]["state"][0].pop("exp_avg"), r"state.0 does not have the entries it must have"),
+        (
+            lambda state: state["optimizer"]["state"][0].pop("exp_avg"),
+            r"state.0 does not have the entries it must have",
+        ),
         (
             lambda state: state["optimizer"]["state"][0]["exp_avg"].fill_(torch.nan),
             r"iteration 3: the step made \d+ parameters NaN or infinite",  # as wherever they come from

@@ -207,8 +207,7 @@ class OptEx(Optimizer):
         Args:
             gradients: ``[N, d]``.
             losses: ``[N]``; needed by the selection ``"loss"``.
-            usable: mask ``[N]`` of the evaluations to use, all by default; others, NaN for instance, do not enter the
-                history, and the step is made from those that remain.
+            usable: mask ``[N]`` of the evaluations to use, all by default; others may be NaN: they enter nothing.
             move: False if the caller moves the parameters itself: then the pairs only enter the history.
 
         Raises:
@@ -234,8 +233,7 @@ class OptEx(Optimizer):
 
         Raises:
             ConfigError: no parameter has a gradient, or a gradient is sparse.
-            NonFiniteError: a gradient or loss is NaN or infinite, or parameters would become so; they are at the
-                iterate.
+            NonFiniteError: a gradient, a loss or a new parameter is NaN or infinite; the parameters are at the iterate.
         """
         if self.options.parallelism == 1:
             return self._base_step(closure)

@@ -138,7 +138,7 @@ class TrainConfig:
     )
     baseline: bool = _option(True, "subtract a learned baseline (reinforce)")
     normalize_obs: bool = _option(False, "normalise observations by running mean and variance")
-    normalize_reward: bool = _option(False, "divide rewards by the running standard deviation of the return")
+    normalize_reward: bool = _option(False, "divide rewards by the running standard deviation of discounted returns")
     noise_repeat: int = _option(1, "steps for which the random numbers of exploration are held", low=1, high=10**6)
     log_std_init: float = _option(0.0, "initial log standard deviation of continuous actions", low=-20, high=20)
     max_grad_norm: float | None = _option(
