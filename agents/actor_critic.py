@@ -83,7 +83,7 @@ class ActorCritic(Agent):
         return values, gae(batch.rewards, values.detach(), next_values, *flags, self.gamma, self.gae_lambda)
 
     def targets(self, policy: BoundPolicy, batch: Batch) -> Tensor:
-        """What the critic is to predict, [N, T, E]: advantage + value, the λ-return."""
+        """Targets of the critic, [N, T, E]: advantage + value, the λ-return."""
         with torch.no_grad():
             values, advantages = self.estimate(policy, batch)
         return advantages + values

@@ -1,4 +1,4 @@
-"""What agents are given and what they give back, and the few steps that all of them share.
+"""The interface of agents, and the steps of the loss that all of them share.
 
 Axes: N points (parameter sets), T steps, E environments per point, O observation features, m components of a
 continuous action, K rows whose successor observation is not the next row, B = T·E.
@@ -76,15 +76,15 @@ class Iterate(Protocol):
     def step(self, gradient: Tensor) -> None:
         """One step of the base optimizer with `gradient` [d], clipped to `max_grad_norm`."""
 
-    def undone_on_trouble(self) -> AbstractContextManager[None]:
-        """A block whose moves and steps are taken back if it raises a `NumericalError`, or ends in NaN."""
+    def undone_on_fault(self) -> AbstractContextManager[None]:
+        """A block whose moves and steps are undone if it raises a `NumericalError`, or ends in NaN."""
 
 
 class Update(Protocol):
     """How an agent moves the iterate by itself, from the samples of all points."""
 
     def __call__(self, points: Tensor, batch: Batch) -> dict[str, float]:
-        """Move the iterate; what is to be logged of it, by name.
+        """Move the iterate; returns metrics for the log, by name.
 
         Args:
             points: [N, d], where `batch` was collected; row 0 may be the iterate.
@@ -98,11 +98,11 @@ class Update(Protocol):
         """What later updates depend on, besides the parameters and the base."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Load a state from `state_dict`."""
 
 
 class Agent(ABC):
-    """A policy-gradient method: everything that the training loop knows of one.
+    """A policy-gradient method, as the training loop sees it.
 
     The built-in agents are frozen dataclasses, whose fields are options of `TrainConfig`.
     """
@@ -122,11 +122,11 @@ class Agent(ABC):
         """The N losses of `policy` on `batch`; the gradient of their sum is the N gradients."""
 
     def targets(self, policy: BoundPolicy, batch: Batch) -> Tensor:
-        """What a critic that all points share is to predict, constants, [N, T, E]."""
+        """Targets of a critic that all points share, constants, [N, T, E]."""
         raise ConfigError(f"{type(self).__name__} has no targets for a shared critic: n_critic_updates must be 0.")
 
     def make_update(self, policy: StackedPolicy, iterate: Iterate, seed: int) -> Update | None:
-        """What moves the iterate once its points are evaluated; None: the optimizer, by the gradients of `loss`.
+        """What moves the iterate once the points are evaluated; None: the optimizer, with the gradients of `loss`.
 
         Args:
             policy: the network's architecture, as a function of [N, d].
@@ -193,7 +193,7 @@ def add_up_losses(
 
     Args:
         policy: the N points.
-        inputs: [N, B, A], what the actor says of the observations.
+        inputs: [N, B, A], the actor's outputs at the observations.
         policy_term: [N], with gradient.
         critic: values with gradient and their targets, both [N, B]; None for an agent without critic.
         ent_coef: weight of the entropy bonus.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import ConfigError, NonFiniteError
-from ..common.validation import check_number
+from ..common.validation import check_at_least, check_number
 from .actor_critic import ActorCritic, Rows
 from .interface import AgentLosses, Batch, Iterate, add_up_losses
 from .losses import clipped_surrogate_loss
@@ -23,7 +23,7 @@ class PPO(ActorCritic):
     """Proximal policy optimization with the clipped surrogate (Schulman et al., 2017, arXiv 1707.06347).
 
     Names, defaults and order of operations are those of stable-baselines3's PPO: advantages by GAE once per window,
-    normalised in each minibatch; the last minibatch of an epoch holds what is left. Its value clipping is left out.
+    normalised in each minibatch; the last minibatch of an epoch may be smaller. Its value clipping is left out.
     `loss` is the gradient at the policy that collected, where the surrogate's is that of the actor-critic.
 
     Args:
@@ -56,9 +56,7 @@ class PPO(ActorCritic):
                 if value == 0:
                     raise ConfigError(f"{name} must be above 0, got {value!r}.")
         for name in ("n_epochs", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}.")
+            check_at_least(name, getattr(self, name), 1)
 
     @property
     def shares_critic(self) -> bool:
@@ -70,7 +68,7 @@ class PPO(ActorCritic):
         return Epochs(self, policy, iterate, seed)
 
     def surrogate(self, policy: BoundPolicy, rows: Rows) -> tuple[AgentLosses, Tensor, Tensor]:
-        """Loss of one point on a minibatch, and how far its policy is from those that collected.
+        """Loss of one point on a minibatch, and how far its policy is from those that collected the samples.
 
         Args:
             policy: one point.
@@ -117,13 +115,13 @@ class Epochs:
             NonFiniteError: a gradient or a parameter became NaN or infinite; the parameters are back at the iterate.
         """
         rows = self.agent.rows(self.policy.bind(points), batch)
-        with self.iterate.undone_on_trouble():
+        with self.iterate.undone_on_fault():
             reports = [torch.stack(list(report)) for report in self._run(rows)]
         names = (*AgentLosses._fields[1:], "approx_kl", "clip_fraction")
         return dict(zip(names, torch.stack(reports).mean(0).tolist(), strict=True))
 
     def _run(self, rows: Rows) -> Iterator[tuple[Tensor, ...]]:
-        """The steps; what is reported of each minibatch, before its step, each []."""
+        """The steps; yields the metrics of each minibatch before its step, each []."""
         for _ in range(self.agent.n_epochs):
             order = torch.randperm(len(rows.obs), generator=self.generator).to(rows.obs.device)
             for index in torch.split(order, self.agent.batch_size):
@@ -134,7 +132,7 @@ class Epochs:
                     return
                 (gradient,) = torch.autograd.grad(losses.total.sum(), point)
                 if not gradient.isfinite().all():
-                    raise NonFiniteError("the gradient of a minibatch is not finite; the epochs are taken back")
+                    raise NonFiniteError("the gradient of a minibatch is not finite; the epochs were undone")
                 self.iterate.step(gradient[0])
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,5 +140,5 @@ class Epochs:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Load a state from `state_dict`."""
         self.generator.set_state(state["generator"])

@@ -18,8 +18,8 @@ class Reinforce(Agent):
     """REINFORCE (Williams, 1992, Machine Learning 8) with the reward-to-go of each step.
 
     With `baseline` the critic's value is subtracted from the return, and bootstraps episodes that a time limit or the
-    end of the window cut off; the critic learns by squared error. Without it nothing is known of what follows a cut:
-    the return ends there, which makes late steps of a window look worse than they are.
+    end of the window cut off; the critic learns by squared error. Without it nothing is known beyond a cut: the
+    return ends there, which makes late steps of a window look worse than they are.
 
     Args:
         gamma: discount factor per step, in [0, 1].
@@ -56,7 +56,7 @@ class Reinforce(Agent):
         return self.baseline
 
     def targets(self, policy: BoundPolicy, batch: Batch) -> Tensor:
-        """What the baseline is to predict, [N, T, E]: the return.
+        """Targets of the baseline, [N, T, E]: the returns.
 
         Raises:
             ConfigError: the policy has no critic, or the shapes do not fit.

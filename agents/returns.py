@@ -17,13 +17,13 @@ from ..common.errors import ConfigError
 def discounted_returns(
     rewards: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor, gamma: float
 ) -> Tensor:
-    """Reward-to-go of every step, bootstrapped where the episode goes on outside of the window.
+    """Reward-to-go of every step, bootstrapped where the episode continues outside of the window.
 
         G_t = r_t + γ · { 0            if terminated
                         { next_value_t if truncated, or t = T−1
                         { G_{t+1}      otherwise
 
-    The sum that REINFORCE weights its score with (Williams, 1992, Machine Learning 8).
+    The sum by which REINFORCE weights the score (Williams, 1992, Machine Learning 8).
 
     Args:
         rewards: [N, T, E], floating point.
@@ -58,7 +58,7 @@ def gae(
         δ_t = r_t + γ · (1 − terminated_t) · next_value_t − V_t
         A_t = δ_t + γλ · (1 − (terminated_t or truncated_t)) · A_{t+1},    A_T = 0
 
-    Deviation from the paper's infinite sum: it stops at the end of the episode and at the end of the window.
+    Unlike the paper's infinite sum: it stops at the end of the episode and at the end of the window.
 
     Args:
         rewards: [N, T, E], floating point.
@@ -84,8 +84,8 @@ def normalize_advantages(advantages: Tensor) -> Tensor:
     """Advantages with mean 0 and standard deviation 1 for every point, [N, T, E] -> [N, T, E].
 
     Mean and (unbiased) standard deviation are taken over the T·E rows of one point, never across points: a point's
-    gradient must not depend on which others are evaluated beside it. 1e-8 is added to the deviation, as in
-    stable-baselines3.
+    gradient must not depend on which others are evaluated beside it. 1e-8 is added to the standard deviation, as
+    in stable-baselines3.
     """
     _check_window({"advantages": advantages})
     if advantages[0].numel() < 2:

@@ -1,4 +1,4 @@
-"""Trust region policy optimization: one natural-gradient step a window, as long as a limit on the divergence allows."""
+"""Trust region policy optimization: one natural-gradient step per window, limited by the divergence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..common.errors import ConfigError, NonFiniteError
 from ..common.linear_algebra import conjugate_gradients, fisher_product
-from ..common.validation import check_number
+from ..common.validation import check_at_least, check_number
 from .actor_critic import ActorCritic, Rows
 from .interface import Batch, Iterate
 from .networks.stacked import StackedPolicy
@@ -49,9 +49,7 @@ class TRPO(ActorCritic):
         check_number("cg_damping", self.cg_damping)
         check_number("line_search_shrinking_factor", self.line_search_shrinking_factor, high=1)
         for name in ("cg_max_steps", "line_search_max_iter"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}.")
+            check_at_least(name, getattr(self, name), 1)
         if self.target_kl == 0:
             raise ConfigError(f"target_kl must be above 0, got {self.target_kl!r}.")
 
@@ -132,7 +130,7 @@ class TrustRegionStep:
         return lambda vector: product(vector) + self.agent.cg_damping * vector
 
     def _search(self, start: Tensor, step: Tensor, rows: Rows) -> dict[str, float]:
-        """Shrink the step until the surrogate grows and the divergence is within the limit; move there, or nowhere."""
+        """Shrink the step until the surrogate grows and the divergence is within the limit, and move there if so."""
         with torch.no_grad():
             before, _ = self.compare(start[None], rows)
             for attempt in range(self.agent.line_search_max_iter):
@@ -161,4 +159,4 @@ class TrustRegionStep:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to go on from."""
+        """Nothing to load."""

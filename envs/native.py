@@ -48,12 +48,12 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
         render_mode: "rgb_array", or None where nothing is drawn.
         seed: used by the first `reset` that gets none.
 
-    `step` returns observations float32 [E, obs], rewards float64 [E], terminated bool [E], truncated bool [E] and
-    infos; both flags are true where an episode terminates on its last allowed step. An episode that ends starts anew in
-    the same step. The infos are empty unless some episode ended; then `infos["final_obs"]` float32 [E, obs] holds what
-    the step led to before any reset (rows of running episodes equal the observations), `infos["episode"]` the returns
-    "r" and lengths "l" [E] of the ended episodes, 0 elsewhere (no "t": wall-clock time says nothing about one row of
-    a batch), and `infos["_final_obs"]`, `infos["_episode"]` bool [E] say which ended. All arrays are fresh.
+    `step` returns observations float32 [E, obs], rewards float64 [E], terminated bool [E], truncated bool [E], infos;
+    both flags are true where an episode terminates on its last allowed step. A new episode starts in the step in which
+    one ends. The infos are empty unless some episode ended; then `infos["final_obs"]` float32 [E, obs] holds what the
+    step led to before any reset (rows of running episodes equal the observations), `infos["episode"]` the returns "r"
+    and lengths "l" [E] of the ended episodes, 0 elsewhere (no "t": wall-clock time has no meaning for one row of a
+    batch), and `infos["_final_obs"]`, `infos["_episode"]` bool [E] say which ended. All arrays are fresh.
 
     `state` float64 [E, ...] has the layout of `unwrapped.state` of Gymnasium's scalar environment; rows may be written.
 
@@ -90,8 +90,8 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
         self._first_seeds = None if seed is None else check_seeds(seed, self.num_envs)
         self._generators: list[np.random.Generator] = []
         self._ready = False
-        # Episode lengths are differences of a shared clock, and limits are looked at only when one can be due: two
-        # array operations less a step.
+        # Episode lengths are differences of a shared clock, and limits are checked only when one can be due: two
+        # array operations fewer per step.
         self._clock = 0
         self._started: IntArray = np.zeros(self.num_envs, dtype=np.int64)
         self._limit_due = 0
@@ -184,7 +184,7 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
             self._renderer.close()
 
     def get_state(self) -> dict[str, Any]:
-        """Return everything that later steps depend on, in types that `torch.load(..., weights_only=True)` admits.
+        """Return everything that later steps depend on, in types that `torch.load(..., weights_only=True)` accepts.
 
         Raises gymnasium.error.ResetNeeded before the first reset. The generator of `action_space` is not part of it.
         """

@@ -1,6 +1,6 @@
 """`make_vec`: a vector environment for any Gymnasium id, natively batched where this package has the task.
 
-Whatever the backend, an episode that ends starts anew in the same step, what it ended with is in dense
+With every backend a new episode starts in the step in which one ends, final observations and statistics are in dense
 `infos["final_obs"]` and `infos["episode"]`, and seeds may be given per block; `NativeVectorEnv` says how.
 """
 
@@ -73,7 +73,7 @@ def make_vec(
         seed: used by the first `reset` that gets none; a number, or k seeds for k equal blocks.
         backend: "native" (NumPy), "sync", "async", or "auto": native if the task is in `NATIVE` and `render_mode` is
             None or "rgb_array"; else async if a step takes longer than `SLOW_STEP_SECONDS` and there are at least
-            `FEWEST_CORES` cores; else sync. `describe_backend` tells which it became.
+            `FEWEST_CORES` cores; else sync. `describe_backend` tells which was chosen.
         render_mode: as in Gymnasium. A native environment draws sub-environment 0 only.
         env_kwargs: arguments of the task, and `max_episode_steps`.
 
@@ -92,7 +92,7 @@ def make_vec(
                 num_envs, render_mode=render_mode, seed=seed, **env_kwargs
             )
         elif backend in ("sync", "async"):
-            # An environment of a user's own may have no such argument.
+            # A custom environment may have no such argument.
             rendering = {} if render_mode is None else {"render_mode": render_mode}
             env = SameStepVectorEnv(env_id, num_envs, backend, seed, rendering | env_kwargs)
         elif backend == "native":

@@ -12,6 +12,7 @@ from scipy.optimize import least_squares, minimize
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from optex_rl.bases import make_base
 from optex_rl.common.linear_algebra import rademacher
 
 from .curves import Curve, Problem, record
@@ -37,11 +38,9 @@ def hutchinson(gradient: Tensor, point: Tensor, z: Tensor) -> Tensor:
 def adahessian(problem: ModuleProblem, lr: float, seed: int) -> Callable[[], int]:
     """Steps of AdaHessian (Yao et al., 2021, arXiv 2006.00719): a gradient and one Hessian-vector product each.
 
-    `pytorch_optimizer`'s class with the ``eps`` of the authors' code, not its own, which is too small to bound a step.
+    Its base optimizer, except that gradient and diagonal share one graph and one batch.
     """
-    from pytorch_optimizer import AdaHessian  # not everybody has it
-
-    optimizer: Any = AdaHessian(problem.parameters, lr=lr, eps=1e-4)
+    optimizer: Any = make_base("adahessian", problem.parameters, lr)
     generator = torch.Generator().manual_seed(seed)
     sizes = [p.numel() for p in problem.parameters]
 

@@ -3,7 +3,7 @@
 The area is the mean of ``ep_rew_mean`` (window: 100 episodes) over all sequential iterations; figures are interquartile
 means over seeds with 95 % bootstrap intervals. Vanilla and OptEx search separately, by the mean area of two seeds that
 the table does not use: three rates a factor of 3 apart, then further ones at the end where the best is, until it is at
-neither. A run that numerical trouble stops has the area 0.
+neither. A run that a numerical fault stops has the area 0.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What the estimator of OptEx costs: its time an iteration against reading the history, and the memory of the process.
 
 A quadratic whose gradient is nearly free is minimised by Adam within OptEx. The clock runs in the public methods of
-`GradientEstimator`, whoever calls them, but not in the base steps. Medians over iterations, the history full.
+`GradientEstimator`, by every caller, but not in the base steps. Medians over iterations, the history full.
 
-The yardstick is the history read as often as the algorithm cannot do without, each time by one plain sum over a
+The baseline is the history read as often as the algorithm cannot do without, each time by one plain sum over a
 ``[T0, d]`` buffer, in the same run, in turn with the iterations. Seconds are the processor's, on one thread. Every base
 step needs the distances from where it starts (one read of the points) and a posterior mean (one read of the gradients),
 and both wait for the step before:

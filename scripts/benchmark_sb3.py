@@ -1,6 +1,6 @@
 """stable-baselines3's A2C against OptEx in it: return against rollouts and against seconds, as a Markdown table.
 
-rl_zoo3's settings for A2C, but for 128 steps a rollout: 8 environments for CartPole-v1; 16 and VecNormalize for
+rl_zoo3's hyperparameters for A2C, but for 128 steps a rollout: 8 environments for CartPole-v1; 16 and VecNormalize for
 Acrobot-v1. Every few rollouts the policy plays 32 episodes, sampling its actions; this is left out of the seconds. The
 area is the mean return over all rollouts; area and final return are interquartile means over seeds, the area's with a
 95 % bootstrap interval. What it took to a fixed return, and to the one where plain A2C ended: median rollouts, median
@@ -40,7 +40,7 @@ Prepare = Callable[[], tuple[Callable[..., Any], VecEnv]]
 
 @dataclass(frozen=True)
 class Task:
-    """Settings of rl_zoo3, and the return to reach."""
+    """Hyperparameters of rl_zoo3, and the return to reach."""
 
     n_envs: int
     normalize: bool

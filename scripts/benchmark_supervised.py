@@ -33,7 +33,7 @@ from torch import nn
 from optex_rl import ConfigError, OptExError
 
 from .baselines import adahessian, gauss_newton, quasi_newton
-from .curves import Curve, optex, record, run, yardsticks
+from .curves import Curve, baselines, optex, record, run
 from .datasets import Dataset, Split, load_digits, read_cifar10, read_criteo, read_text, write_clicks
 from .models import CharacterTransformer, ClickModel, ImageClassifier, mlp
 from .problems import Classification, ModuleProblem, Poisson
@@ -157,12 +157,12 @@ def measure(make: Make, options: argparse.Namespace) -> Cells:
     """Every method at every learning rate with every seed, and the baselines of the task."""
     N, T, every, seeds = options.parallelism, options.iterations, options.every, range(options.seeds)
     cells: Cells = {}
-    for method in [*yardsticks(N), optex(N, "refine"), optex(N, "last")]:
+    for method in [*baselines(N), optex(N, "refine"), optex(N, "last")]:
         if options.task == "pinn" and method.samples > 1:
             continue  # the same evaluation N times
         for rate in options.learning_rates:
-            settings = {"base": options.base, "lr": rate, "history_size": options.history_size}
-            cells[method.name, rate] = [run(method, make(seed), T, every=every, **settings) for seed in seeds]
+            arguments = {"base": options.base, "lr": rate, "history_size": options.history_size}
+            cells[method.name, rate] = [run(method, make(seed), T, every=every, **arguments) for seed in seeds]
     if options.task == "clicks" and find_spec("pytorch_optimizer") is None:
         print('AdaHessian is left out; for it, install the extra: pip install -e ".[optimizers]"\n')
     elif options.task == "clicks":
@@ -204,12 +204,12 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=at_least(1))
     parser.add_argument("--context", type=at_least(1), default=64, help="characters that the transformer sees")
     parser.add_argument("--seeds", type=at_least(1), default=3)
-    parser.add_argument("--output", type=Path, help="picture file")
+    parser.add_argument("--output", type=Path, help="image file")
     return parser
 
 
 def main() -> None:
-    """Parse the flags, run, print a Markdown table and draw the picture."""
+    """Parse the flags, run, print a Markdown table and draw the plot."""
     parser = flags()
     options = parser.parse_args()
     task = TASKS[options.task]

@@ -35,7 +35,7 @@ from optex_rl.optimizer.estimator.kernels import KERNELS
 from optex_rl.optimizer.selection import SELECTIONS
 
 from .baselines import gauss_newton, quasi_newton
-from .curves import Method, optex, run, yardsticks
+from .curves import Method, baselines, optex, run
 from .reports import Cells, at_least, best_rates, draw, header, panel, table
 
 START = 2.0  # the start is uniform on [−START, START]
@@ -133,7 +133,7 @@ class Synthetic:
 
 def paper(N: int, noise: float) -> list[Method]:
     """The methods of Fig. 2; without noise the mean of N evaluations is vanilla's gradient."""
-    methods = [method for method in yardsticks(N) if noise or method.samples == 1]
+    methods = [method for method in baselines(N) if noise or method.samples == 1]
     return [*methods, optex(N, "refine"), optex(N, "last")]
 
 
@@ -191,12 +191,12 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--iterations", type=at_least(1), default=100)
     parser.add_argument("--seeds", type=at_least(1), default=5)
-    parser.add_argument("--output", type=Path, help="picture file")
+    parser.add_argument("--output", type=Path, help="image file")
     return parser
 
 
 def main() -> None:
-    """Parse the flags, run, print a Markdown table and draw the picture."""
+    """Parse the flags, run, print a Markdown table and draw the plot."""
     parser = flags()
     options = parser.parse_args()
     torch.set_num_threads(1)

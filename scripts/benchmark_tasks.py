@@ -1,4 +1,4 @@
-"""How well and how fast every task is learnt with its tuned settings: one table of all tasks, over seeds.
+"""How well and how fast every task is learnt with its presets: one table of all tasks, over seeds.
 
 The final return is the mean over 100 episodes with the policy's most likely actions, on starts that training never saw;
 over seeds: median, and interquartile mean with its 95 % bootstrap interval. Iterations and wall time are those of the
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=PUBLISHED, default=list(PUBLISHED), metavar="TASK")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--workers", type=int, default=1, help="runs at once; more than cores spoil the wall time")
+    parser.add_argument("--workers", type=int, default=1, help="runs at once; more than cores distorts wall times")
     add_config_arguments(parser, leave_out=("env", "seed", *FIXED))
     parser.set_defaults(eval_freq=5)
     flags = vars(parser.parse_args())

@@ -35,7 +35,7 @@ class Method:
     """A way to spend a sequential iteration.
 
     Attributes:
-        name: for tables and pictures.
+        name: for tables and plots.
         parallelism: points that OptEx evaluates at once; with 1 it is its base.
         rounds: iterations of the optimizer, one after the other, that make one sequential iteration.
         samples: evaluations whose mean is the gradient at a point.
@@ -64,7 +64,7 @@ class Method:
         return 1
 
 
-def yardsticks(N: int) -> list[Method]:
+def baselines(N: int) -> list[Method]:
     """Vanilla: one evaluation, one step. Target: N true steps. Data-parallel: one step with N evaluations."""
     return [Method("vanilla"), Method("target", rounds=N), Method("data-parallel", samples=N)]
 

@@ -1,4 +1,4 @@
-"""Speed-up over vanilla as N grows, from a folder of `optex-rl compare`, against √N and N: a table and a picture.
+"""Speed-up over vanilla as N grows, from a folder of `optex-rl compare`, against √N and N: a table and a plot.
 
 The comparison must have the method ``vanilla`` and methods ``optex:parallelism=N``, evaluated in every iteration:
 
@@ -71,10 +71,12 @@ def draw(tasks: dict[str, dict[int, float]], output: Path) -> None:
 
 
 def main() -> int:
-    """Parse the flags, print the table, draw the picture; returns the exit status."""
+    """Parse the flags, print the table, draw the plot; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of the comparison")
-    parser.add_argument("--output", type=Path, default=Path("parallelism.png"), help="picture (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("parallelism.png"), help="image file (default: %(default)s)"
+    )
     options = parser.parse_args()
     try:
         tasks = read_iterations(options.folder)

@@ -1,4 +1,4 @@
-"""Flags, tables and pictures of curves: what the benchmarks share."""
+"""Flags, tables and plots of curves: what the benchmarks share."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def draw(panels: Sequence[Panel], output: Path, columns: int = 3) -> None:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ConfigError("pictures need matplotlib: pip install 'optex-rl[plot]'") from error
+        raise ConfigError("plots need matplotlib: pip install 'optex-rl[plot]'") from error
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
@@ -139,4 +139,4 @@ def draw(panels: Sequence[Panel], output: Path, columns: int = 3) -> None:
     try:
         figure.savefig(output, dpi=72)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"the picture {output} cannot be written: {error}") from error
+        raise ConfigError(f"the plot {output} cannot be written: {error}") from error

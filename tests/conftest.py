@@ -1,4 +1,4 @@
-"""Settings that every test shares."""
+"""One thread of torch for every test."""
 
 from __future__ import annotations
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import gymnasium
 import pytorch_optimizer
 import torch
 from torch import Tensor
@@ -172,6 +175,44 @@ TYPICAL: dict[str, Case] = {
     name: CASES[name]
     for name in ("SGD momentum", "Adam", "RMSprop", "Adagrad", "NAdam", "Adadelta", "Adam amsgrad", "LAMB", "NovoGrad")
 }
+
+
+def stream(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=stream(seed), dtype=torch.float64).to(dtype)
+
+
+def through_a_file(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@contextmanager
+def registered(name: str, task: Any, **options: Any) -> Iterator[str]:
+    """A task known to Gymnasium for the length of the block."""
+    gymnasium.register(name, entry_point=task, **options)
+    try:
+        yield name
+    finally:
+        del gymnasium.registry[name]
+
+
+def weights(model: Any) -> dict[str, Tensor]:
+    """Copy of the weights of a model of stable-baselines3."""
+    return {name: value.clone() for name, value in model.policy.state_dict().items()}
+
+
+def reloaded(model: Any, **kwargs: Any) -> Any:
+    """A model of stable-baselines3, saved and loaded."""
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    return type(model).load(file, device="cpu", **kwargs)
 
 
 def closure_of(problem: Problem, optimizer: Optimizer) -> Callable[[], Any]:

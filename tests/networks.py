@@ -9,11 +9,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parameters_to_vector, parametrizations
 
 from optex_rl.agents import Categorical
 
 WIDTH = 8
+
+
+def points_around(policy: nn.Module, N: int) -> Tensor:
+    """``[N, d]`` around the parameters of a policy."""
+    start = parameters_to_vector(policy.parameters()).detach()
+    return start + 0.3 * torch.randn(N, len(start), generator=torch.Generator().manual_seed(N)).to(start.dtype)
+
+
+class SharedExtractor(nn.Module):
+    """A custom policy: actor and critic share a layer, and there is a buffer; not derived from anything here."""
+
+    scale: Tensor
+
+    def __init__(self, inputs: int, actions: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Linear(inputs, 16), nn.GELU(), nn.LayerNorm(16))
+        self.policy_head, self.value_head = nn.Linear(16, actions), nn.Linear(16, 1)
+        self.register_buffer("scale", torch.tensor(2.0))
+        self.distribution = Categorical(actions)
+
+    def actor(self, obs: Tensor) -> Tensor:
+        logits: Tensor = self.policy_head(self.features(self.scale * obs))
+        return logits
+
+    def critic(self, obs: Tensor) -> Tensor:
+        values: Tensor = self.value_head(self.features(self.scale * obs))
+        return values.squeeze(-1)
 
 
 class Recurrent(nn.Module):

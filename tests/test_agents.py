@@ -10,11 +10,12 @@ import gymnasium
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import vector_to_parameters
 
 from optex_rl.agents import ActorCritic, AgentLosses, Batch, MlpPolicy, Reinforce, StackedPolicy, make_agent
-from optex_rl.agents.networks.distributions import Categorical
 from optex_rl.common.errors import ConfigError
+
+from .networks import SharedExtractor, points_around
 
 OBS = gymnasium.spaces.Box(-1, 1, (3,))
 DISCRETE = gymnasium.spaces.Discrete(4)
@@ -22,36 +23,12 @@ BOX = gymnasium.spaces.Box(-1, 1, (2,))
 T, E = 12, 3
 
 
-class SharedExtractor(nn.Module):
-    """A user's policy whose actor and critic share a layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(nn.Linear(3, 10), nn.Tanh())
-        self.policy_head, self.value_head = nn.Linear(10, 4), nn.Linear(10, 1)
-        self.distribution = Categorical(4)
-
-    def actor(self, obs: Tensor) -> Tensor:
-        logits: Tensor = self.policy_head(self.features(obs))
-        return logits
-
-    def critic(self, obs: Tensor) -> Tensor:
-        values: Tensor = self.value_head(self.features(obs))
-        return values.squeeze(-1)
-
-
 def make_policy(kind: str) -> nn.Module:
     if kind == "shared":
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return SharedExtractor()
+            return SharedExtractor(3, 4)
     return MlpPolicy(OBS, BOX if kind == "box" else DISCRETE, (16, 16), log_std_init=-0.3)
-
-
-def make_points(policy: nn.Module, N: int) -> Tensor:
-    start = parameters_to_vector(policy.parameters()).detach()
-    noise = torch.randn(N, len(start), generator=torch.Generator().manual_seed(N), dtype=torch.float64)
-    return (start + 0.2 * noise.to(start.dtype)).requires_grad_()
 
 
 def list_final_rows(terminated: Tensor, truncated: Tensor, final_obs: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +109,7 @@ AGENTS: dict[str, ActorCritic | Reinforce] = {
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_fused_gradients_equal_separate_ones(name: str, kind: str, N: int, dtype: torch.dtype, limit: float) -> None:
     agent, policy = AGENTS[name], make_policy(kind).to(dtype)
-    points = make_points(policy, N)
+    points = points_around(policy, N).requires_grad_()
     batch, final_dense = make_batch(N, kind == "box", dtype)
     losses = agent.loss(StackedPolicy(policy).bind(points), batch)
     (gradients,) = torch.autograd.grad(losses.total.sum(), points)
@@ -148,7 +125,7 @@ def test_fused_gradients_equal_separate_ones(name: str, kind: str, N: int, dtype
 
 def test_a_points_losses_do_not_depend_on_the_others() -> None:
     policy = make_policy("discrete")
-    points, (batch, _) = make_points(policy, 3), make_batch(3)
+    points, (batch, _) = points_around(policy, 3).requires_grad_(), make_batch(3)
     together = ActorCritic().loss(StackedPolicy(policy).bind(points), batch)
     alone = ActorCritic().loss(StackedPolicy(policy).bind(points[1:2]), Batch(*(field[1:2] for field in batch)))
     for fused, single in zip(together, alone, strict=True):
@@ -202,7 +179,7 @@ def test_terminated_wins_over_truncated(kind: type[ActorCritic | Reinforce]) -> 
 @pytest.mark.parametrize("name", list(AGENTS))
 def test_padding_has_no_effect(name: str) -> None:
     policy = make_policy("discrete")
-    points, (batch, _) = make_points(policy, 2), make_batch(2)
+    points, (batch, _) = points_around(policy, 2).requires_grad_(), make_batch(2)
     padding = torch.full((2, 4), -1)
     padded = batch._replace(
         final_obs=torch.cat([batch.final_obs, torch.full((2, 4, 3), 50.0)], dim=1),
@@ -215,7 +192,9 @@ def test_padding_has_no_effect(name: str) -> None:
 
 def test_only_the_total_carries_a_gradient() -> None:
     policy = make_policy("discrete")
-    losses = ActorCritic(ent_coef=0.1).loss(StackedPolicy(policy).bind(make_points(policy, 2)), make_batch(2)[0])
+    losses = ActorCritic(ent_coef=0.1).loss(
+        StackedPolicy(policy).bind(points_around(policy, 2).requires_grad_()), make_batch(2)[0]
+    )
     assert [field.requires_grad for field in losses] == [True, False, False, False, False]
     assert all(field.shape == (2,) and field.isfinite().all() for field in losses)
 
@@ -223,14 +202,16 @@ def test_only_the_total_carries_a_gradient() -> None:
 def test_the_total_is_the_weighted_sum() -> None:
     policy = make_policy("box")
     agent = ActorCritic(ent_coef=0.1, vf_coef=0.3)
-    losses = agent.loss(StackedPolicy(policy).bind(make_points(policy, 2)), make_batch(2, box=True)[0])
+    losses = agent.loss(
+        StackedPolicy(policy).bind(points_around(policy, 2).requires_grad_()), make_batch(2, box=True)[0]
+    )
     total = losses.policy_loss + 0.3 * losses.value_loss - 0.1 * losses.entropy
     torch.testing.assert_close(losses.total.detach(), total)
 
 
 def test_without_a_baseline_the_critic_neither_matters_nor_learns() -> None:
     policy = MlpPolicy(OBS, DISCRETE, (8,))
-    points, (batch, _) = make_points(policy, 2), make_batch(2)
+    points, (batch, _) = points_around(policy, 2).requires_grad_(), make_batch(2)
     losses = Reinforce(baseline=False).loss(StackedPolicy(policy).bind(points), batch)
     (gradients,) = torch.autograd.grad(losses.total.sum(), points)
     actor_size = sum(p.numel() for p in dict(policy.parameter_groups())["actor"])
@@ -260,7 +241,7 @@ def test_a_step_down_the_gradient_favours_the_rewarded_action() -> None:
 
 def loss_without_critic(agent: ActorCritic | Reinforce) -> AgentLosses:
     policy = MlpPolicy(OBS, DISCRETE, (8,), critic=False)
-    return agent.loss(StackedPolicy(policy).bind(make_points(policy, 2)), make_batch(2)[0])
+    return agent.loss(StackedPolicy(policy).bind(points_around(policy, 2).requires_grad_()), make_batch(2)[0])
 
 
 @pytest.mark.parametrize("agent", [ActorCritic(), Reinforce()])

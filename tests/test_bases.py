@@ -1,9 +1,8 @@
-"""Bases with special needs: bare classes bit for bit, state that survives, oracles, refreshes, and the command line."""
+"""Bases that need more than a gradient: bit for bit as bare classes, saved state, refreshes, and the command line."""
 
 from __future__ import annotations
 
 import copy
-import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,16 +27,12 @@ from optex_rl.cli import main
 from optex_rl.common.linear_algebra import hutchinson_diagonal, rademacher, split
 from optex_rl.training import Trainer
 
-from .helpers import ExactEstimator, Problem, advance, closure_of, same
+from .helpers import ExactEstimator, Problem, advance, closure_of, same, stream, through_a_file
 from .test_resume import assert_same_runs, start
 
 SPACES = Box(-1.0, 1.0, (3,)), Discrete(2)
 REFRESHED = ("adahessian", "sam", "kfac", "natural")
 every_base = pytest.mark.parametrize("name", BASES)
-
-
-def stream(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class Learner:
@@ -74,13 +69,6 @@ class Learner:
 
     def point(self) -> Tensor:
         return parameters_to_vector(self.policy.parameters()).detach()
-
-
-def through_a_file(state: Any) -> Any:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 @every_base
@@ -211,11 +199,11 @@ def test_sam_asks_at_the_perturbed_point() -> None:
     base = SAM([theta], base_optimizer=torch.optim.SGD, lr=1.0, rho=0.5)
     asked: list[Tensor] = []
 
-    def oracle(point: Tensor) -> Tensor:
+    def gradient_function(point: Tensor) -> Tensor:
         asked.append(point)
         return torch.tensor([1.0, 2.0])
 
-    FlatBase(base).step(torch.tensor([3.0, 4.0]), oracle)
+    FlatBase(base).step(torch.tensor([3.0, 4.0]), gradient_function)
     torch.testing.assert_close(asked, [torch.tensor([0.3, 0.4])])
     torch.testing.assert_close(theta.detach(), torch.tensor([-1.0, -2.0]))
 

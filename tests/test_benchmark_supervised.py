@@ -322,8 +322,8 @@ def arguments_of(task: str, tmp_path: Path) -> list[str]:
 def test_every_task_runs(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = tmp_path / "curves.png"
-    flags = ["--task", task, *TINY, "--learning-rates", "1e-3", "--output", str(picture)]
+    plot = tmp_path / "curves.png"
+    flags = ["--task", task, *TINY, "--learning-rates", "1e-3", "--output", str(plot)]
     monkeypatch.setattr(sys, "argv", ["benchmark_supervised", *flags, *arguments_of(task, tmp_path)])
     benchmark_supervised.main()
     out = capsys.readouterr().out
@@ -334,7 +334,7 @@ def test_every_task_runs(
     )
     left_out = ["AdaHessian"] if "AdaHessian is left out" in out else []
     assert named + left_out == ["vanilla", "target", *averaged, "OptEx, refine", "OptEx, last", *extra]
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from scripts.benchmark_synthetic import (
     rosenbrock,
     sphere,
 )
-from scripts.curves import Curve, Method, optex, run, yardsticks
+from scripts.curves import Curve, Method, baselines, optex, run
 from scripts.reports import at_least, compared, draw, panel
 
 
@@ -111,10 +111,10 @@ class Counted:
         return (float(self.parameters[0].detach()),)
 
 
-def test_yardsticks_spend_their_iterations_as_they_say() -> None:
+def test_baselines_spend_their_iterations_as_they_say() -> None:
     # Gradient descent at rate 1/2 halves θ at every step.
     outcomes = []
-    for method in yardsticks(3):
+    for method in baselines(3):
         problem = Counted()
         curve = run(method, problem, 2, lr=0.5, base="sgd")
         outcomes.append((problem.batches, curve.column()))
@@ -170,15 +170,15 @@ def test_optex_needs_fewer_sequential_iterations(name: str, factor: float, d: in
 def test_main_prints_the_table_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = tmp_path / "curves.png"
+    plot = tmp_path / "curves.png"
     arguments = "--functions sphere --dim 20 --iterations 6 --seeds 2 --noise 0.1 --learning-rates 0.1 0.3 --output"
-    monkeypatch.setattr(sys, "argv", ["benchmark_synthetic", *arguments.split(), str(picture)])
+    monkeypatch.setattr(sys, "argv", ["benchmark_synthetic", *arguments.split(), str(plot)])
     main()
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[4:]]
     names = ["vanilla", "target", "data-parallel", "OptEx, refine", "OptEx, last"]
     assert [(row[1], row[2]) for row in rows] == [(name, rate) for name in names for rate in ("0.1", "0.3")]
     assert {row[7] for row in rows if row[:2] == ["| sphere", "vanilla"]} >= {"2/2"}
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_noise_quasi_newton_methods_are_there(
@@ -220,7 +220,7 @@ def test_bad_flags_get_one_sentence(
     assert said in capsys.readouterr().err
 
 
-def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_plot_that_cannot_be_written(tmp_path: Path) -> None:
     curve = run(Method("vanilla"), Counted(), 1, lr=0.5, base="sgd")
     panels = [panel("", "value", {"vanilla": [curve]}), panel("", "value", {"vanilla": [curve]}, time=True)]
     assert panels[1].lines["vanilla"][0] == curve.seconds

@@ -17,8 +17,10 @@ from gymnasium.spaces import Box, Discrete
 from optex_rl import ConfigError, TrainConfig
 from optex_rl.cli import commands, main
 from optex_rl.compare.rl_zoo3 import Sb3Config
-from optex_rl.compare.sweep import Race
+from optex_rl.compare.sweep import Sweep
 from optex_rl.training.trainer import check_sizes
+
+from .helpers import registered
 
 HUGE = 10**50
 HINTS = get_type_hints(TrainConfig)
@@ -88,13 +90,9 @@ class Wide(gymnasium.Env[np.ndarray, Any]):
 
 
 def test_a_window_of_long_observations(capsys: pytest.CaptureFixture[str]) -> None:
-    entry_point: Any = Wide
-    gymnasium.register("Wide-v0", entry_point=entry_point)
-    try:
-        flags = ["--env", "Wide-v0", "--n-envs", "2", "--n-steps", "1000000", "--parallelism", "4", "--logdir", "none"]
+    with registered("Wide-v0", Wide) as env:
+        flags = ["--env", env, "--n-envs", "2", "--n-steps", "1000000", "--parallelism", "4", "--logdir", "none"]
         assert main(["train", *flags]) == 2
-    finally:
-        del gymnasium.registry["Wide-v0"]
     message = "samples × features of an observation must be at most 2000000000 numbers, got 4000000000"
     assert capsys.readouterr().err == f"optex-rl: error: {message}\n"
 
@@ -115,12 +113,12 @@ def test_evaluation(flags: list[str], message: str, tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize("option", ["seeds", "tuning_seeds", "workers"])
 def test_comparison(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flag = "--" + option.replace("_", "-")
-    assert main(["compare", flag, str(HUGE), "--folder", str(tmp_path / "race")]) == 2
+    assert main(["compare", flag, str(HUGE), "--folder", str(tmp_path / "comparison")]) == 2
     line = capsys.readouterr().err
     assert re.fullmatch(rf"optex-rl: error: {option} must be a whole number between . and \d+, got {HUGE}\n", line)
-    assert not (tmp_path / "race").exists()
+    assert not (tmp_path / "comparison").exists()
     with pytest.raises(ConfigError, match=f"{option} must be a whole number between"):
-        Race(folder=tmp_path, envs=["CartPole-v1"], **{option: 2.0})  # type: ignore[arg-type]
+        Sweep(folder=tmp_path, envs=["CartPole-v1"], **{option: 2.0})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("option", ["seed", "steps", "evaluations", "eval_episodes"])

@@ -17,6 +17,8 @@ from optex_rl.cli.commands import build_parser, main
 from optex_rl.cli.flags import given_options
 from optex_rl.training.config import TrainConfig, load_config
 
+from .helpers import registered
+
 SMALL = ["--n-envs", "4", "--n-steps", "32", "--iterations", "3", "--eval-episodes", "5", "--no-progress-bar"]
 
 
@@ -34,10 +36,8 @@ class Odd(gymnasium.Env[np.ndarray, Any]):
 
 @pytest.fixture(scope="module")
 def odd_env() -> Iterator[str]:
-    entry_point: Any = Odd  # Gymnasium's annotation wants keyword arguments that an environment need not have
-    gymnasium.register("Odd-v0", entry_point=entry_point)
-    yield "Odd-v0"
-    del gymnasium.registry["Odd-v0"]
+    with registered("Odd-v0", Odd) as env:
+        yield env
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ The rows are those that published wrapper optimizers fail: hooks, schedulers, co
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Callable
 from copy import deepcopy
@@ -18,20 +17,17 @@ from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, OneCycleLR, Reduce
 
 from optex_rl import OptEx
 
-from .helpers import CASES, TYPICAL, Case, Problem, advance, closure_of, same
+from .helpers import CASES, TYPICAL, Case, Problem, advance, closure_of, same, through_a_file
 
 every_base = pytest.mark.parametrize("case", TYPICAL.values(), ids=TYPICAL)
 every_parallelism = pytest.mark.parametrize("N", [1, 4])
-WARM = (
-    11  # steps of an emulated run after which N = 4 points are two cycles and three points on: predictions are in use
-)
+# Steps of an emulated run after which N = 4 points are two cycles and three points on: predictions are in use.
+WARM = 11
 
 
-def through_a_file(state: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
+def every_case(test: Callable[..., None]) -> Any:
+    """Every typical base, with one point and with four."""
+    return every_base(every_parallelism(test))
 
 
 def started(case: Case, N: int, steps: int = WARM, **options: Any) -> tuple[Problem, OptEx]:
@@ -61,8 +57,7 @@ def assert_go_on_alike(one: tuple[Problem, OptEx], two: tuple[Problem, OptEx], s
     assert same(one[1].state_dict(), two[1].state_dict())
 
 
-@every_base
-@every_parallelism
+@every_case
 def test_is_an_optimizer_over_the_base(case: Case, N: int) -> None:
     _, optimizer = started(case, N)
     assert isinstance(optimizer, Optimizer)
@@ -72,8 +67,7 @@ def test_is_an_optimizer_over_the_base(case: Case, N: int) -> None:
     assert optimizer.defaults is optimizer.base.defaults
 
 
-@every_base
-@every_parallelism
+@every_case
 def test_groups_are_those_of_the_base_after_loading(case: Case, N: int) -> None:
     problem, optimizer = started(case, N)
     optimizer.load_state_dict(optimizer.state_dict())
@@ -82,8 +76,7 @@ def test_groups_are_those_of_the_base_after_loading(case: Case, N: int) -> None:
     assert [p for group in optimizer.param_groups for p in group["params"]] == problem.parameters
 
 
-@every_base
-@every_parallelism
+@every_case
 def test_schedulers_move_the_rate_of_the_base(case: Case, N: int) -> None:
     problem, optimizer = started(case, N)
     scheduler = ExponentialLR(optimizer, 0.5)
@@ -120,8 +113,7 @@ def test_the_rate_is_the_one_a_bare_base_would_have(make: Callable[[Optimizer], 
         assert same(values[0], values[1])
 
 
-@every_base
-@every_parallelism
+@every_case
 def test_step_hooks_fire_once(case: Case, N: int) -> None:
     problem, optimizer = started(case, N)
     calls: list[str] = []
@@ -132,8 +124,7 @@ def test_step_hooks_fire_once(case: Case, N: int) -> None:
     assert calls == ["pre True", "post True"] * 2
 
 
-@every_base
-@every_parallelism
+@every_case
 def test_step_returns_the_loss_at_the_iterate(case: Case, N: int) -> None:
     problem, optimizer = started(case, N, steps=12)  # whole cycles
     for _ in range(3):
@@ -145,8 +136,7 @@ def test_step_returns_the_loss_at_the_iterate(case: Case, N: int) -> None:
     assert optimizer.step() is None
 
 
-@every_base
-@every_parallelism
+@every_case
 def test_zero_grad(case: Case, N: int) -> None:
     problem, optimizer = started(case, N)
     problem.backward()
@@ -196,8 +186,7 @@ def test_a_run_goes_on_bit_for_bit_from_before_ask(case: Case) -> None:
     assert torch.equal(other.point(), problem.point())
 
 
-@every_base
-@every_parallelism
+@every_case
 def test_a_run_goes_on_bit_for_bit_from_between_ask_and_tell(case: Case, N: int) -> None:
     problem, optimizer = started(case, N)
     points = optimizer.ask()
@@ -222,8 +211,7 @@ def test_deepcopy_and_pickle_go_on_bit_for_bit(case: Case, steps: int) -> None:
         assert_go_on_alike(deepcopy(one), (problem, optimizer))
 
 
-@every_base
-@every_parallelism
+@every_case
 def test_deepcopy_and_pickle_with_a_scheduler_attached(case: Case, N: int) -> None:
     problem, optimizer = started(case, N)
     scheduler = ExponentialLR(optimizer, 0.9)
@@ -237,8 +225,7 @@ def test_deepcopy_and_pickle_with_a_scheduler_attached(case: Case, N: int) -> No
         ExponentialLR(copy, 0.9)  # and a scheduler can be attached again
 
 
-@every_base
-@every_parallelism
+@every_case
 def test_a_new_group_reaches_the_base_and_the_history_restarts(case: Case, N: int) -> None:
     problem, optimizer = started(case, N)
     extra = torch.nn.Parameter(torch.ones(3))
@@ -264,8 +251,7 @@ def test_a_new_group_reaches_the_base_and_the_history_restarts(case: Case, N: in
     assert optimizer.statistics.get("history", 16.0) == 16.0
 
 
-@every_base
-@every_parallelism
+@every_case
 def test_state_dict_hooks_run_in_order(case: Case, N: int) -> None:
     problem, optimizer = started(case, N)
     calls: list[str] = []
@@ -291,21 +277,19 @@ def test_state_dict_hooks_run_in_order(case: Case, N: int) -> None:
     advance(problem, optimizer, 1)
 
 
-@every_base
-@every_parallelism
+@every_case
 def test_a_bare_base_loads_our_state(case: Case, N: int) -> None:
     problem, optimizer = started(case, N, steps=12)
-    twins = problem.copy(), problem.copy()
-    ours, plain = (case.base(twin) for twin in twins)
+    copies = problem.copy(), problem.copy()
+    ours, plain = (case.base(copied) for copied in copies)
     ours.load_state_dict(through_a_file(optimizer.state_dict()))
     plain.load_state_dict(deepcopy(optimizer.base.state_dict()))
-    for twin, base in zip(twins, (ours, plain), strict=True):
-        advance(twin, base, 3)
-    assert torch.equal(twins[0].point(), twins[1].point())
+    for copied, base in zip(copies, (ours, plain), strict=True):
+        advance(copied, base, 3)
+    assert torch.equal(copies[0].point(), copies[1].point())
 
 
-@every_base
-@every_parallelism
+@every_case
 def test_we_load_the_state_of_a_bare_base(case: Case, N: int) -> None:
     plain = case.problem()
     base = case.base(plain)
@@ -317,8 +301,7 @@ def test_we_load_the_state_of_a_bare_base(case: Case, N: int) -> None:
     advance(problem, optimizer, 12)
 
 
-@every_base
-@every_parallelism
+@every_case
 @pytest.mark.parametrize("steps", [10, 12])
 def test_a_saved_state_is_no_alias(case: Case, N: int, steps: int) -> None:
     one = started(case, N, steps)
@@ -330,8 +313,7 @@ def test_a_saved_state_is_no_alias(case: Case, N: int, steps: int) -> None:
     assert same(state, kept)
 
 
-@every_base
-@every_parallelism
+@every_case
 def test_loading_goes_back_to_where_it_was_saved(case: Case, N: int) -> None:
     problem, optimizer = started(case, N)
     state, place = optimizer.state_dict(), problem.copy()
@@ -345,8 +327,7 @@ def test_loading_goes_back_to_where_it_was_saved(case: Case, N: int) -> None:
     assert torch.equal(problem.point(), again)
 
 
-@every_base
-@every_parallelism
+@every_case
 def test_repr_names_the_groups(case: Case, N: int) -> None:
     _, optimizer = started(case, N, steps=0)
     assert repr(optimizer).startswith("OptEx (\nParameter Group 0")

@@ -1,4 +1,4 @@
-"""One critic for all points: shared binding, its passes against a plain loop, trouble, exact resumption, bad values."""
+"""One critic for all points: shared binding, its passes against a plain loop, faults, exact resumption, bad values."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def bind(made: Trainer, points: Tensor) -> BoundPolicy:
 
 
 class Custom(MlpPolicy):
-    """The same networks, evaluated by vmap like any module of a user's own."""
+    """The same networks, evaluated by vmap like any custom module."""
 
 
 @pytest.mark.parametrize("kind", [MlpPolicy, Custom])
@@ -166,7 +166,7 @@ def test_target_takes_n_iterations_of_vanilla() -> None:
         assert torch.equal(one, other)
 
 
-def test_trouble_in_the_step_takes_the_critic_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_the_step_undoes_the_critics_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     """The iteration is repeated with new samples, from the critic that was there before it."""
     made = trainer()
     made.iterate()
@@ -219,8 +219,11 @@ def test_a_resumed_run_is_the_run_that_nothing_stopped(method: str, env: str, tm
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda state: state.pop("generator"), r"critic has not the entries it must have: generator missing"),
-        (lambda state: state["optimizer"]["state"][0].pop("exp_avg"), r"state.0 has not the entries it must have"),
+        (lambda state: state.pop("generator"), r"critic does not have the entries it must have: generator missing"),
+        (
+            lambda state: state["optimizer"]["state"][0].pop("exp_avg"),
+            r"state.0 does not have the entries it must have",
+        ),
         (
             lambda state: state["optimizer"]["state"][0]["exp_avg"].fill_(torch.nan),
             r"iteration 3: the step made \d+ parameters NaN or infinite",  # as wherever they come from

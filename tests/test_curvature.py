@@ -30,13 +30,11 @@ from optex_rl.common.linear_algebra import (
     spatial_average,
 )
 
+from .helpers import stream
+
 OBS = Box(-1.0, 1.0, (3,))
 ACTIONS = {"discrete": Discrete(3), "continuous": Box(-1.0, 1.0, (2,))}
 every_space = pytest.mark.parametrize("space", ACTIONS)
-
-
-def stream(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def dense_hessian(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -268,7 +266,7 @@ def test_a_kfac_step_worked_by_hand() -> None:
     torch.testing.assert_close(before - flatten([layer.weight, layer.bias]), torch.tensor([1.0, 0.5, 2.0]))
 
 
-def test_log_deviations_have_the_fisher_matrix_two() -> None:
+def test_log_standard_deviations_have_the_fisher_matrix_two() -> None:
     policy = policy_of("continuous")
     base = bound_base("kfac", policy, damping=0.5)
     before = flatten(list(policy.parameters()))
@@ -350,7 +348,7 @@ def test_the_actor_alone_steps_as_it_does_beside_its_critic(name: str, space: st
 
 
 class Beta:
-    """A distribution that nobody knows more of."""
+    """A distribution without a known Fisher matrix."""
 
     input_size = 2
 

@@ -60,7 +60,7 @@ def test_categorical_frequencies_are_the_softmax() -> None:
     assert (frequencies - probabilities).abs().max() < 5 * (0.25 / draws) ** 0.5
 
 
-def test_gaussian_samples_have_the_mean_and_deviation_of_the_inputs() -> None:
+def test_gaussian_samples_have_the_mean_and_standard_deviation_of_the_inputs() -> None:
     draws, distribution = 200_000, gaussian(2)
     inputs = torch.tensor([1.0, -2.0, math.log(0.5), math.log(3)])
     actions = distribution.sample(inputs, torch.from_numpy(distribution.noise(np.random.default_rng(0), (draws,))))

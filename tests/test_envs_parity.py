@@ -190,7 +190,7 @@ def test_registered_vector_entry_point(task: type[NativeVectorEnv]) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_rendering_is_gymnasiums_picture_of_the_first(
+def test_rendering_is_gymnasiums_image_of_the_first(
     task: type[NativeVectorEnv], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
@@ -200,7 +200,7 @@ def test_rendering_is_gymnasiums_picture_of_the_first(
     scalar.reset(seed=1)
     inner: Any = scalar.unwrapped
     inner.state = env.state[0].copy()
-    (picture,) = env.render()
-    np.testing.assert_array_equal(picture, scalar.render())
-    assert picture.dtype == np.uint8
+    (image,) = env.render()
+    np.testing.assert_array_equal(image, scalar.render())
+    assert image.dtype == np.uint8
     env.close()

@@ -284,7 +284,7 @@ def test_sparse_gradients_are_refused_with_several_points(without_closure: str) 
 def test_a_singular_history_without_noise_warns_and_goes_on() -> None:
     problem = Problem()
     optimizer = OptEx(problem.parameters, lr=0.01, lengthscale=1.0, noise=0.0)
-    optimizer.tell(*problem.evaluate(optimizer.ask()))  # N copies of one point are their mean, without any trouble
+    optimizer.tell(*problem.evaluate(optimizer.ask()))  # N copies of one point are their mean, and nothing fails
     with pytest.warns(NumericalWarning, match="kernel matrix is singular: added jitter 1e-10"):
         optimizer.tell(*problem.evaluate(optimizer.ask()))
     assert torch.isfinite(problem.point()).all()

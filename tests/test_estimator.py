@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import warnings
@@ -27,7 +26,7 @@ from optex_rl.optimizer.estimator.distances import (
 from optex_rl.optimizer.estimator.gp import LENGTHSCALE_GRID, NOISE_GRID
 from optex_rl.optimizer.estimator.history import ring_slices
 
-from .helpers import same
+from .helpers import normal, same, through_a_file
 
 Array = npt.NDArray[np.float64]
 NUMPY_KERNELS: dict[str, Callable[[Array], Array]] = {
@@ -37,10 +36,6 @@ NUMPY_KERNELS: dict[str, Callable[[Array], Array]] = {
     "rbf": lambda r: np.exp(-(r**2) / 2),
 }
 every_kernel = pytest.mark.parametrize("kernel", NUMPY_KERNELS)
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def estimator_of(points: Tensor, gradients: Tensor, **options: Any) -> GradientEstimator:
@@ -542,11 +537,8 @@ def test_reset_forgets_everything() -> None:
 
 def reloaded(estimator: GradientEstimator, **options: Any) -> GradientEstimator:
     """A new estimator that took over the state of another by way of a file."""
-    file = io.BytesIO()
-    torch.save(estimator.state_dict(), file)
-    file.seek(0)
     other = GradientEstimator(estimator.dim, **options)
-    other.load_state_dict(torch.load(file, weights_only=True))
+    other.load_state_dict(through_a_file(estimator.state_dict()))
     return other
 
 

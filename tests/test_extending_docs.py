@@ -1,4 +1,4 @@
-"""The examples of the page on extending: an agent and an evaluator of a user's own train, resume, and stay short."""
+"""The examples of the page on extending: a custom agent and a custom evaluator train, resume, and stay short."""
 
 from __future__ import annotations
 

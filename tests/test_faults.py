@@ -22,8 +22,10 @@ from optex_rl.envs import CartPole
 from optex_rl.optimizer.estimator import gp, kernels
 from optex_rl.training import Trainer
 from optex_rl.training.config import METHODS
-from optex_rl.training.faults import MOST_FILES, find_trouble
+from optex_rl.training.faults import MOST_FILES, find_faults
 from optex_rl.training.rollouts.evaluator import FusedEvaluator
+
+from .helpers import registered
 
 OPTIONS: dict[str, Any] = {
     "n_envs": 3,
@@ -41,19 +43,19 @@ def config(tmp_path: Path, **options: Any) -> TrainConfig:
     return TrainConfig(**OPTIONS | {"logdir": str(tmp_path)} | options)
 
 
-def spoil_evaluations(monkeypatch: pytest.MonkeyPatch, bad: dict[int, list[int]], part: str = "gradients") -> None:
+def corrupt_evaluations(monkeypatch: pytest.MonkeyPatch, bad: dict[int, list[int]], part: str = "gradients") -> None:
     """Make the gradients or losses of some points NaN at some evaluations, counted from 1."""
     evaluate = FusedEvaluator.__call__
     calls: list[int] = []
 
-    def spoiled(self: FusedEvaluator, points: torch.Tensor) -> Any:
+    def corrupted(self: FusedEvaluator, points: torch.Tensor) -> Any:
         calls.append(1)
         evaluation = evaluate(self, points)
         rows = bad.get(len(calls), [])
         (evaluation.gradients if part == "gradients" else evaluation.losses.total)[rows] = math.nan
         return evaluation
 
-    monkeypatch.setattr(FusedEvaluator, "__call__", spoiled)
+    monkeypatch.setattr(FusedEvaluator, "__call__", corrupted)
 
 
 def test_reasons_worked_by_hand() -> None:
@@ -62,38 +64,38 @@ def test_reasons_worked_by_hand() -> None:
     losses[1], losses[2] = math.inf, math.nan
     broken = np.zeros(8, np.bool_)
     broken[[6, 7]] = True  # both environments of point 3
-    assert find_trouble(gradients, losses, broken) == {
+    assert find_faults(gradients, losses, broken) == {
         1: "its loss, inf and 3 of 5 entries of its gradient",
         2: "its loss, nan",
         3: "observations or rewards of its environments 0, 1",
     }
-    assert find_trouble(torch.ones(2, 5), torch.ones(2), np.zeros(8, np.bool_)) == {}
+    assert find_faults(torch.ones(2, 5), torch.ones(2), np.zeros(8, np.bool_)) == {}
 
 
 @pytest.mark.parametrize("selection", ["refine", "last", "loss", "grad_norm"])
 @pytest.mark.parametrize("part", ["gradients", "losses"])
 def test_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selection: str, part: str) -> None:
-    spoil_evaluations(monkeypatch, {1: [2], 3: [0, 1]}, part)
+    corrupt_evaluations(monkeypatch, {1: [2], 3: [0, 1]}, part)
     result = train(config(tmp_path, selection=selection))
     assert [row["train/dropped_points"] for row in result.rows] == [1, 0, 2, 0]
     assert [row["optex/history"] for row in result.rows] == [2, 5, 6, 9]
     assert not any(math.isnan(row["train/policy_loss"]) for row in result.rows)
     assert result.run_dir is not None
-    first = load_checkpoint(result.run_dir / "trouble_1.pt")
+    first = load_checkpoint(result.run_dir / "faults_1.pt")
     assert first["points"].tolist() == [2]
     assert first["iteration"] == 1
     assert first["message"].startswith("iteration 1: not finite: point 2: ")
     assert first["parameters"].shape == first["gradients"].shape == (1, first["parameters"].shape[1])
     assert first["batch"]["obs"].shape == (1, 16, 3, 4)
-    assert load_checkpoint(result.run_dir / "trouble_3.pt")["points"].tolist() == [0, 1]
-    assert load_checkpoint(result.run_dir / "checkpoint.pt")["trouble"]["dropped"] == 3
+    assert load_checkpoint(result.run_dir / "faults_3.pt")["points"].tolist() == [0, 1]
+    assert load_checkpoint(result.run_dir / "checkpoint.pt")["faults"]["dropped"] == 3
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_without_a_usable_point_the_iteration_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    spoil_evaluations(monkeypatch, {2: [0, 1, 2][: 3 if method == "optex" else 1]})
+    corrupt_evaluations(monkeypatch, {2: [0, 1, 2][: 3 if method == "optex" else 1]})
     result = train(config(tmp_path, method=method))
     assert len(result.rows) == 4
     steps = [row["time/env_steps"] for row in result.rows]
@@ -110,13 +112,13 @@ def test_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, 
     """Good attempts in between start the count anew; the run stops with its state saved and nothing moved."""
     bad = {k: [0, 1, 2] for k in range(3, 20)}
     whole = train(config(tmp_path, logdir=None, iterations=2, lr_schedule="constant"))
-    spoil_evaluations(monkeypatch, bad if limit == 0 else {1: [0]} | bad)
+    corrupt_evaluations(monkeypatch, bad if limit == 0 else {1: [0]} | bad)
     with pytest.raises(NonFiniteError) as error:
         train(config(tmp_path, max_bad_iterations=limit, lr_schedule="constant", iterations=9))
     message = str(error.value)
     assert message.startswith("iteration 3: not finite: point 0: ")
     assert ("number 4 in a row" in message) == (limit == 3)
-    assert "trouble_*.pt" in message
+    assert "faults_*.pt" in message
     saved = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     assert saved["iteration"] == 2
     assert saved["env_steps"] == (2 + attempts) * 16 * 3 * 3
@@ -125,11 +127,11 @@ def test_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, 
 
 
 def test_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil_evaluations(monkeypatch, {k: [1] for k in range(1, 30)} | {2: [0, 1, 2], 3: [0, 1, 2]})
+    corrupt_evaluations(monkeypatch, {k: [1] for k in range(1, 30)} | {2: [0, 1, 2], 3: [0, 1, 2]})
     train(config(tmp_path, iterations=8, max_bad_iterations=100))
-    names = sorted(path.name for path in (tmp_path / "run").glob("trouble_*"))
+    names = sorted(path.name for path in (tmp_path / "run").glob("faults_*"))
     assert len(names) == MOST_FILES
-    assert names == ["trouble_1.pt", "trouble_2.pt", "trouble_2_2.pt", "trouble_2_3.pt", "trouble_3.pt"]
+    assert names == ["faults_1.pt", "faults_2.pt", "faults_2_2.pt", "faults_2_3.pt", "faults_3.pt"]
 
 
 class Broken(CartPole):
@@ -167,7 +169,7 @@ def test_a_native_environment_that_breaks(
     monkeypatch.setattr(Broken, "value", value)
     result = train(config(tmp_path))
     assert [row["train/dropped_points"] for row in result.rows] == [0, 1, 0, 0]
-    saved = load_checkpoint(tmp_path / "run" / "trouble_2.pt")
+    saved = load_checkpoint(tmp_path / "run" / "faults_2.pt")
     assert saved["points"].tolist() == [1]
     assert saved["reasons"][0].startswith("observations or rewards of its environments 1")
     assert math.isfinite(result.rows[-1]["rollout/cumulative_average_reward"])
@@ -177,7 +179,7 @@ def test_a_native_environment_that_breaks(
 
 
 class Faulty(gymnasium.Env[np.ndarray, Any]):
-    """A task of a user's own whose sensor fails for good in the middle of some episodes."""
+    """A custom task whose sensor fails for good in the middle of some episodes."""
 
     observation_space = Box(-1.0, 1.0, (2,))
     action_space = Box(-1.0, 1.0, (1,))
@@ -199,18 +201,16 @@ class Faulty(gymnasium.Env[np.ndarray, Any]):
 
 @pytest.fixture
 def faulty_env() -> Iterator[str]:
-    entry_point: Any = Faulty
-    gymnasium.register("Faulty-v0", entry_point=entry_point, max_episode_steps=50)
     Faulty.total = 0
-    yield "Faulty-v0"
-    del gymnasium.registry["Faulty-v0"]
+    with registered("Faulty-v0", Faulty, max_episode_steps=50) as env:
+        yield env
 
 
 def test_a_users_environment_that_breaks(tmp_path: Path, faulty_env: str) -> None:
     """9 environments a step: the 200th is environment 1 of point 0, the 203rd environment 1 of point 1."""
     result = train(config(tmp_path, env=faulty_env))
     assert [row["train/dropped_points"] for row in result.rows] == [0, 2, 0, 0]
-    assert load_checkpoint(tmp_path / "run" / "trouble_2.pt")["points"].tolist() == [0, 1]
+    assert load_checkpoint(tmp_path / "run" / "faults_2.pt")["points"].tolist() == [0, 1]
 
 
 def test_a_singular_kernel_forgets_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_a_singular_kernel_forgets_the_history(tmp_path: Path, monkeypatch: pyte
     assert len(result.rows) == 8
     history = [row["optex/history"] for row in result.rows]
     assert any(b < a for a, b in itertools.pairwise(history))
-    (path,) = (tmp_path / "run").glob("trouble_*.pt")
+    (path,) = (tmp_path / "run").glob("faults_*.pt")
     assert "kernel matrix" in load_checkpoint(path)["message"]
 
 
@@ -252,10 +252,10 @@ def test_an_evaluation_that_is_not_finite_counts_for_nothing(monkeypatch: pytest
     assert not (tmp_path / "run" / "best_model.pt").exists()
 
 
-def test_trouble_is_resumed_exactly(tmp_path: Path) -> None:
+def test_the_fault_log_is_resumed_exactly(tmp_path: Path) -> None:
     first, second = (Trainer(config(tmp_path, logdir=None)) for _ in range(2))
-    first.trouble.bad(1, NonFiniteError("x"))
-    first.trouble.dropped = 3
+    first.faults.bad(1, NonFiniteError("x"))
+    first.faults.dropped = 3
     second.load_state_dict(first.state_dict())
     counts = {"in_a_row": 1, "dropped": 3, "files": 0}
-    assert second.trouble.state_dict() == counts | {"iteration": 1, "attempt": 1}
+    assert second.faults.state_dict() == counts | {"iteration": 1, "attempt": 1}

@@ -217,6 +217,6 @@ def test_sparse_gradients_are_refused() -> None:
 def test_a_step_to_numbers_whose_sum_overflows_holds() -> None:
     theta = Parameter(torch.full((4,), 3e38))
     flat = FlatBase(torch.optim.SGD([theta], lr=1.0))
-    with flat.walk() as walker:
-        walker.step(torch.full((4,), 1e38))
+    with flat.committed_steps() as stepper:
+        stepper.step(torch.full((4,), 1e38))
     assert torch.equal(theta.detach(), torch.full((4,), 3e38) - 1e38)

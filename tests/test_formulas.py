@@ -149,6 +149,6 @@ def test_copies_lose_the_attributes_of_the_library_unless_a_flat_base_carries_th
     parameter.grad = torch.ones_like(parameter)
     with pytest.raises(AttributeError):
         copy.deepcopy(base).step()
-    for twin in (copy.deepcopy(FlatBase(base)), pickle.loads(pickle.dumps(FlatBase(base)))):
-        twin.step(torch.ones(9, dtype=torch.float64))
-        assert not torch.equal(twin.parameters[0], parameter)
+    for copied in (copy.deepcopy(FlatBase(base)), pickle.loads(pickle.dumps(FlatBase(base)))):
+        copied.step(torch.ones(9, dtype=torch.float64))
+        assert not torch.equal(copied.parameters[0], parameter)

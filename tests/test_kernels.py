@@ -20,11 +20,9 @@ from optex_rl.optimizer.estimator.kernels import (
     safe_cholesky,
 )
 
+from .helpers import normal
+
 every_kernel = pytest.mark.parametrize("name", KERNELS)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def distances_of(points: Tensor) -> Tensor:

@@ -284,7 +284,7 @@ def test_gymnasiums_backend_renders_every_one(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     env = make_vec("CartPole-v1", 2, backend="sync", render_mode="rgb_array", seed=0)
     env.reset()
-    pictures = env.render()
-    assert pictures is not None
-    assert len(pictures) == 2
+    images = env.render()
+    assert images is not None
+    assert len(images) == 2
     env.close()

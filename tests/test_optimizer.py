@@ -378,7 +378,7 @@ def test_what_is_computed_with_the_points_does_not_touch_the_optimizer() -> None
 
 @pytest.mark.parametrize("N", [1, 4])
 def test_tell_without_a_move_records_the_pairs_and_leaves_the_parameters(N: int) -> None:
-    """Wherever somebody else has moved them to; that a step begins elsewhere than it was asked for is an error."""
+    """Wherever they have been moved; to step from elsewhere than was asked for is an error."""
     problem = Problem()
     optimizer = CASES["Adam"].optex(problem, parallelism=N)
     for _ in range(3):
@@ -598,7 +598,7 @@ def test_values_that_are_not_finite_leave_the_optimizer_unchanged(how: str, bad:
     before, point = optimizer.state_dict(), problem.point()
     gradients, losses = problem.evaluate(problem.point().repeat(4, 1) if how == "emulate" else optimizer.ask())
 
-    def spoilt() -> Any:
+    def modified() -> Any:
         loss = problem.backward()
         if how == "loss":
             return loss * bad
@@ -608,13 +608,13 @@ def test_values_that_are_not_finite_leave_the_optimizer_unchanged(how: str, bad:
 
     def attempt() -> None:
         if how in ("closure", "loss"):
-            optimizer.step(spoilt)
+            optimizer.step(modified)
         elif how == "tell":
             optimizer.tell(torch.where(torch.arange(4)[:, None] == 2, bad, gradients))
         elif how == "tell losses":
             optimizer.tell(gradients, losses * bad)
         else:
-            spoilt()
+            modified()
             optimizer.step()
 
     message = {"tell": "gradient at point 2 has 50 non-finite entries of 50"}.get(

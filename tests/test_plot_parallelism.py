@@ -1,4 +1,4 @@
-"""The picture of speed-ups, from a summary written by hand."""
+"""The plot of speed-ups, from a summary written by hand."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def test_the_command_prints_a_table_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "summary.csv").write_text(SUMMARY)
-    monkeypatch.setattr(sys, "argv", ["", str(tmp_path), "--output", str(tmp_path / "picture.png")])
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path), "--output", str(tmp_path / "plot.png")])
     assert main() == 0
     assert "| CartPole-v1 | 4 | 10 | 4.0 | 2.0 |\n| CartPole-v1 | 16 | – | 0.0 | 4.0 |" in capsys.readouterr().out
-    assert (tmp_path / "picture.png").stat().st_size > 0
+    assert (tmp_path / "plot.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize("summary", [None, "env,method\n", "env,method,chosen,iterations\nCartPole-v1,vanilla,1,3\n"])

@@ -200,14 +200,14 @@ def test_target_kl_is_exceeded_by_half_before_the_epochs_end(monkeypatch: pytest
     surrogate, step = PPO.surrogate, made.update.iterate.step
     divergences, steps = [0.0, 0.021, 0.0299, 0.0301, 0.0], [0]
 
-    def told(agent: PPO, policy: Any, rows: Rows) -> Any:
+    def recorded(agent: PPO, policy: Any, rows: Rows) -> Any:
         return surrogate(agent, policy, rows)[0], torch.tensor(divergences.pop(0)), torch.tensor(0.0)
 
     def counted(gradient: Tensor) -> None:
         steps[0] += 1
         step(gradient)
 
-    monkeypatch.setattr(PPO, "surrogate", told)
+    monkeypatch.setattr(PPO, "surrogate", recorded)
     monkeypatch.setattr(made.update.iterate, "step", counted)
     made.iterate()
     assert divergences == [0.0]
@@ -234,17 +234,17 @@ def test_the_points_of_optex_enter_the_history_and_the_epochs_move() -> None:
     assert not torch.equal(points[0], points[1])
 
 
-def test_trouble_in_the_epochs_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_the_epochs_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer()
     surrogate = PPO.surrogate
     calls: list[int] = []
 
-    def spoilt(agent: PPO, policy: Any, rows: Rows) -> Any:
+    def modified(agent: PPO, policy: Any, rows: Rows) -> Any:
         calls.append(len(calls))
         losses, *distances = surrogate(agent, policy, rows)
         return losses._replace(total=losses.total * math.nan) if len(calls) == 3 else losses, *distances
 
-    monkeypatch.setattr(PPO, "surrogate", spoilt)
+    monkeypatch.setattr(PPO, "surrogate", modified)
     points = made.optimizer.ask()
     batch = made.evaluator(points).batch
     assert made.update is not None

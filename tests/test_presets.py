@@ -1,29 +1,33 @@
-"""Tuned settings: every entry can be used, what is given wins, what is not known falls back to the defaults."""
+"""Presets: every entry can be used, what is given wins, what is not known falls back to the defaults."""
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from optex_rl import ConfigError, TrainConfig
 from optex_rl.agents import AGENTS, MlpPolicy
 from optex_rl.cli import main
 from optex_rl.training import Trainer
 from optex_rl.training.config import load_config
-from optex_rl.training.presets import tuned_options, tuned_tasks
+from optex_rl.training.presets import tuned_options
 
 TASKS = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "LunarLander-v3"]
 NOT_OF_A_TASK = {"env", "algo", "seed", "device", "logdir", "run_name", "progress_bar", "eval_freq", "eval_episodes"}
 
 
-def test_every_task_has_settings_for_all_agents() -> None:
-    assert sorted(tuned_tasks()) == sorted((env, algo) for env in TASKS for algo in AGENTS)
+def test_every_task_has_presets_for_all_agents() -> None:
+    table = yaml.safe_load(resources.files("optex_rl.training").joinpath("presets.yml").read_text(encoding="utf-8"))
+    assert {env: sorted(by_algo) for env, by_algo in table.items()} == {env: sorted(AGENTS) for env in TASKS}
 
 
-@pytest.mark.parametrize(("env", "algo"), tuned_tasks())
+@pytest.mark.parametrize("algo", AGENTS)
+@pytest.mark.parametrize("env", TASKS)
 def test_every_entry_is_valid(env: str, algo: str) -> None:
     config = TrainConfig.recommended(env, algo)
     assert (config.env, config.algo) == (env, algo)
@@ -72,13 +76,13 @@ def test_bad_values(options: dict[str, Any], message: str) -> None:
         TrainConfig.recommended("Pendulum-v1", **options)
 
 
-def test_the_command_line_takes_the_settings_of_the_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_takes_the_presets_of_the_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Flags win even where they say what the default is; the run folder holds what was resolved."""
     flags = ["--env", "Pendulum-v1", "--gamma", "0.99", "--n-envs", "4", "--n-steps", "32", "--iterations", "2"]
     flags += ["--no-progress-bar", "--eval-episodes", "2", "--logdir", str(tmp_path), "--run-name", "run"]
     assert main(["train", *flags]) == 0
     out = capsys.readouterr().out
-    assert "tuned settings: " in out
+    assert "presets: " in out
     assert "normalize_obs=True" in out
     assert "gamma" not in out
     small: dict[str, Any] = {"gamma": 0.99, "n_envs": 4, "n_steps": 32, "iterations": 2, "eval_episodes": 2}
@@ -89,7 +93,7 @@ def test_the_command_line_takes_the_settings_of_the_task(tmp_path: Path, capsys:
 def test_the_command_line_says_that_there_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--env", "FrozenLake-v1", "--n-envs", "2", "--n-steps", "8", "--iterations", "1", "--eval-episodes", "2"]
     assert main(["train", *flags, "--no-progress-bar", "--logdir", str(tmp_path), "--eval-freq", "0"]) == 0
-    assert "no tuned settings for a2c on FrozenLake-v1: defaults" in capsys.readouterr().out
+    assert "no presets for a2c on FrozenLake-v1: defaults" in capsys.readouterr().out
 
 
 def test_log_std_init_reaches_the_policy() -> None:

@@ -1,4 +1,4 @@
-"""The flat twin of a base: the same steps, no trace until it is committed, and none where tensors matter."""
+"""The flat replica of a base: the same steps, no trace until it is committed, and none where tensors matter."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from optex_rl import OptEx
 from optex_rl.bases import BASES, make_base
-from optex_rl.bases.flat import FlatBase, Walker
-from optex_rl.bases.replica import FlatTwin, runs_of_groups
+from optex_rl.bases.flat import FlatBase, Stepper
+from optex_rl.bases.replica import FlatReplica, runs_of_groups
 from optex_rl.common.errors import NonFiniteError
 
 from .helpers import same
@@ -54,22 +54,22 @@ def states(flat: FlatBase) -> dict[str, Any]:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("earlier", [0, 3])
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5])
-def test_a_walk_is_the_steps_of_the_base(variant: str, earlier: int, max_grad_norm: float | None) -> None:
-    plain, walked = fresh(variant, max_grad_norm), fresh(variant, max_grad_norm)
+def test_committed_steps_are_those_of_the_base(variant: str, earlier: int, max_grad_norm: float | None) -> None:
+    plain, stepped = fresh(variant, max_grad_norm), fresh(variant, max_grad_norm)
     for gradient in gradients(earlier):
         plain.step(gradient)
-        walked.step(gradient)
-    with walked.walk() as walker:
-        assert isinstance(walker, FlatTwin)
+        stepped.step(gradient)
+    with stepped.committed_steps() as stepper:
+        assert isinstance(stepper, FlatReplica)
         for gradient in gradients(4):
             plain.step(gradient)
-            walker.step(gradient)
-            torch.testing.assert_close(walker.point(), plain.point())
-    torch.testing.assert_close(walked.point(), plain.point())
-    torch.testing.assert_close(states(walked)["state"], states(plain)["state"])
+            stepper.step(gradient)
+            torch.testing.assert_close(stepper.point(), plain.point())
+    torch.testing.assert_close(stepped.point(), plain.point())
+    torch.testing.assert_close(states(stepped)["state"], states(plain)["state"])
     plain.step(gradients(1)[0])
-    walked.step(gradients(1)[0])  # the state left behind is one that the base goes on with
-    torch.testing.assert_close(walked.point(), plain.point())
+    stepped.step(gradients(1)[0])  # the state left behind is one that the base goes on with
+    torch.testing.assert_close(stepped.point(), plain.point())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -79,10 +79,10 @@ def test_a_trial_leaves_no_trace(variant: str, earlier: int) -> None:
     for gradient in gradients(earlier):
         flat.step(gradient)
     point, state = flat.point(), states(flat)
-    with flat.trial_walk() as walker:
+    with flat.trial_steps() as stepper:
         for gradient in gradients(3):
-            walker.step(gradient)
-        assert not torch.equal(walker.point(), point)
+            stepper.step(gradient)
+        assert not torch.equal(stepper.point(), point)
     assert torch.equal(flat.point(), point)
     assert same(states(flat), state)
 
@@ -93,8 +93,8 @@ def test_the_tensors_of_parameters_and_state_stay_the_same() -> None:
     tensors = [p.data_ptr() for p in flat.parameters] + [
         state["exp_avg"].data_ptr() for state in flat.base.state.values()
     ]
-    with flat.walk() as walker:
-        walker.step(gradients(1)[0])
+    with flat.committed_steps() as stepper:
+        stepper.step(gradients(1)[0])
     assert tensors == [p.data_ptr() for p in flat.parameters] + [
         state["exp_avg"].data_ptr() for state in flat.base.state.values()
     ]
@@ -102,8 +102,8 @@ def test_the_tensors_of_parameters_and_state_stay_the_same() -> None:
 
 def test_the_states_of_two_parameters_are_not_one() -> None:
     flat = fresh()
-    with flat.walk() as walker:
-        walker.step(gradients(1)[0])
+    with flat.committed_steps() as stepper:
+        stepper.step(gradients(1)[0])
     counters = [state["step"].data_ptr() for state in flat.base.state.values()]
     assert len(set(counters)) == len(counters) == 4
 
@@ -126,38 +126,38 @@ def test_a_group_added_later_has_a_vector_of_its_own() -> None:
         each.step(gradients(1)[0, :24])
         each.base.add_param_group({"params": [Parameter(torch.ones(3))], "lr": 0.1})
     assert [len(run["params"]) for run in runs_of_groups(flat.base)] == [2, 1]  # the new one has not stepped yet
-    with flat.walk() as walker:
-        assert isinstance(walker, FlatTwin)
+    with flat.committed_steps() as stepper:
+        assert isinstance(stepper, FlatReplica)
         for gradient in gradients(2)[:, :27]:
-            walker.step(gradient)
+            stepper.step(gradient)
             plain.step(gradient)
     torch.testing.assert_close(flat.point(), plain.point())
     torch.testing.assert_close(states(flat)["state"], states(plain)["state"])
 
 
-def test_every_walk_takes_the_options_and_the_state_of_its_moment() -> None:
-    """A scheduler sets another rate, a user clears a moment: the next walk knows."""
+def test_every_replica_takes_the_options_and_the_state_of_its_moment() -> None:
+    """A scheduler sets another rate, a user clears a moment: the next replica has it."""
     flat, plain = (FlatBase(several([0.1, 0.1])) for _ in range(2))
     for rate, gradient in zip([0.1, 0.3, 0.0], gradients(3)[:, :24], strict=True):
         for each in (flat, plain):
             each.base.param_groups[1]["lr"] = rate
             for state in each.base.state.values():
                 state["exp_avg"].zero_()
-        with flat.walk() as walker:
-            walker.step(gradient)
+        with flat.committed_steps() as stepper:
+            stepper.step(gradient)
         plain.step(gradient)
         torch.testing.assert_close(flat.point(), plain.point())
 
 
-def test_a_walk_that_explodes_is_taken_back() -> None:
+def test_steps_that_explode_are_undone() -> None:
     flat = fresh("sgd")
     point = flat.point()
 
     def explode() -> None:
-        with flat.walk() as walker:
-            walker.step(torch.full((67,), float("inf")))
+        with flat.committed_steps() as stepper:
+            stepper.step(torch.full((67,), float("inf")))
 
-    with pytest.raises(NonFiniteError, match="67 parameters NaN or infinite; it is taken back"):
+    with pytest.raises(NonFiniteError, match="67 parameters NaN or infinite; it was undone"):
         explode()
     assert torch.equal(flat.point(), point)
 
@@ -183,17 +183,17 @@ def seen_by_all() -> Iterator[list[Optimizer]]:
 
 def test_hooks_on_all_optimizers_see_every_step_of_the_base(seen_by_all: list[Optimizer]) -> None:
     flat = fresh()
-    with flat.walk() as walker:
+    with flat.committed_steps() as stepper:
         for gradient in gradients(2):
-            walker.step(gradient)
+            stepper.step(gradient)
     assert seen_by_all == [flat.base] * 2
 
 
-def test_a_walk_builds_no_graph() -> None:
+def test_steps_build_no_graph() -> None:
     flat = fresh()
-    with flat.walk() as walker:
-        walker.step(gradients(1)[0].requires_grad_())
-        assert not walker.point().requires_grad
+    with flat.committed_steps() as stepper:
+        stepper.step(gradients(1)[0].requires_grad_())
+        assert not stepper.point().requires_grad
 
 
 def scheduled() -> FlatBase:
@@ -247,20 +247,20 @@ def over(cls: type[Optimizer], tensors: list[Tensor]) -> Callable[[], FlatBase]:
         over(torch.optim.SGD, [torch.ones(66), torch.ones(1, dtype=torch.float64)]),
     ],
 )
-def test_where_tensors_matter_the_base_walks_itself(make: Callable[[], FlatBase]) -> None:
+def test_where_tensors_matter_the_base_steps_itself(make: Callable[[], FlatBase]) -> None:
     flat, plain = make(), make()
 
-    def walk(walker: Walker) -> None:
-        assert not isinstance(walker, FlatTwin)
-        walker.step(gradients(1)[0])
+    def one_step(stepper: Stepper) -> None:
+        assert not isinstance(stepper, FlatReplica)
+        stepper.step(gradients(1)[0])
 
     point, state = flat.point(), states(flat)
-    with flat.trial_walk() as walker:
-        walk(walker)
+    with flat.trial_steps() as stepper:
+        one_step(stepper)
     assert torch.equal(flat.point(), point)
     assert same(states(flat), state)
-    with flat.walk() as walker:
-        walk(walker)
+    with flat.committed_steps() as stepper:
+        one_step(stepper)
     plain.step(gradients(1)[0])
     assert torch.equal(flat.point(), plain.point())
     assert same(states(flat), states(plain))
@@ -270,6 +270,6 @@ def test_a_step_without_closure_that_explodes_is_taken_back() -> None:
     parameter = Parameter(torch.ones(2))
     optimizer = OptEx([parameter], lr=1e38, base="sgd", parallelism=2)
     parameter.grad = torch.full((2,), 1e10)
-    with pytest.raises(NonFiniteError, match="2 parameters NaN or infinite; it is taken back"):
+    with pytest.raises(NonFiniteError, match="2 parameters NaN or infinite; it was undone"):
         optimizer.step()
     assert torch.equal(parameter.detach(), torch.ones(2))

@@ -30,7 +30,7 @@ from optex_rl.runner.recorder import Recorder
 from optex_rl.training import Trainer
 from optex_rl.training.config import load_config
 
-from .helpers import same
+from .helpers import registered, same
 
 TINY = ["--n-envs", "2", "--n-steps", "8", "--net-arch", "4", "--parallelism", "2", "--eval-episodes", "2"]
 QUIET = ["--history-size", "5", "--eval-freq", "2", "--checkpoint-freq", "1", "--no-progress-bar"]
@@ -87,30 +87,22 @@ CASES += [("optex", selection) for selection in SELECTIONS]
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("algo", ["reinforce", "a2c"])
 @pytest.mark.parametrize(("method", "selection"), CASES)
+@pytest.mark.parametrize(
+    ("half", "extra"),
+    [
+        (2, ""),
+        pytest.param(8, "--n-steps 64 --stride 2 --blocks groups", marks=pytest.mark.slow),
+        pytest.param(8, "--n-steps 64 --optimizer rmsprop --seed 5", marks=pytest.mark.slow),
+    ],
+)
 def test_two_halves_equal_the_whole(
-    tmp_path: Path, stop_at: Any, env: str, algo: str, method: str, selection: str
+    tmp_path: Path, stop_at: Any, env: str, algo: str, method: str, selection: str, half: int, extra: str
 ) -> None:
-    flags = ["--env", env, "--algo", algo, "--method", method, "--selection", selection]
-    assert start(tmp_path, *flags, name="whole") == 0
-    stop_at(2)
-    assert start(tmp_path, *flags) == 130
-    assert len(rows_of(tmp_path / "run")) == 2
-    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
-    assert_same_runs(tmp_path / "whole", tmp_path / "run")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-@pytest.mark.parametrize("algo", ["reinforce", "a2c"])
-@pytest.mark.parametrize(("method", "selection"), CASES)
-@pytest.mark.parametrize("extra", [["--stride", "2", "--blocks", "groups"], ["--optimizer", "rmsprop", "--seed", "5"]])
-def test_longer_halves_equal_the_whole(
-    tmp_path: Path, stop_at: Any, env: str, algo: str, method: str, selection: str, extra: list[str]
-) -> None:
-    flags = ["--env", env, "--algo", algo, "--method", method, "--selection", selection, "--n-steps", "64", *extra]
-    assert start(tmp_path, *flags, iterations=16, name="whole") == 0
-    stop_at(8)
-    assert start(tmp_path, *flags, iterations=16) == 130
+    flags = ["--env", env, "--algo", algo, "--method", method, "--selection", selection, *extra.split()]
+    assert start(tmp_path, *flags, iterations=2 * half, name="whole") == 0
+    stop_at(half)
+    assert start(tmp_path, *flags, iterations=2 * half) == 130
+    assert len(rows_of(tmp_path / "run")) == half
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert_same_runs(tmp_path / "whole", tmp_path / "run")
 
@@ -152,7 +144,7 @@ def test_python_returns_the_new_rows_and_all_iterations(tmp_path: Path, stop_at:
 def test_wall_time_goes_on(tmp_path: Path, stop_at: Any) -> None:
     stop_at(2)
     start(tmp_path)
-    time.sleep(0.5)  # which is nobody's training time
+    time.sleep(0.5)  # not training time
     resume(tmp_path / "run")
     with (tmp_path / "run" / "progress.csv").open() as file:
         times = [float(row["wall_time"]) for row in csv.DictReader(file)]
@@ -365,7 +357,7 @@ def test_a_moved_folder_goes_on_where_it_is(tmp_path: Path) -> None:
 
 
 class Walk(gymnasium.Env[np.ndarray, Any]):
-    """A task of a user's own, which does not give its state away."""
+    """A custom task, which cannot save its state."""
 
     observation_space = Box(-1.0, 1.0, (2,))
     action_space = Discrete(2)
@@ -382,25 +374,21 @@ class Walk(gymnasium.Env[np.ndarray, Any]):
 
 
 def test_environments_that_keep_their_state_to_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    entry_point: Any = Walk
-    gymnasium.register("Walk-v0", entry_point=entry_point)
-    try:
+    with registered("Walk-v0", Walk):
         start(tmp_path, "--env", "Walk-v0", iterations=2)
-        with pytest.warns(ResumeWarning, match="Walk-v0 does not give its state away: all episodes start anew"):
+        with pytest.warns(ResumeWarning, match="Walk-v0 cannot save its state: all episodes start over"):
             resume(tmp_path / "run", iterations=3)
         capsys.readouterr()
         with warnings.catch_warnings():
             warnings.simplefilter("default")
             assert main(["train", "--resume", str(tmp_path / "run"), "--iterations", "4"]) == 0
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("optex-rl: warning: Walk-v0 does not give its state away")
+        assert line.startswith("optex-rl: warning: Walk-v0 cannot save its state")
         assert len(rows_of(tmp_path / "run")) == 4
-    finally:
-        del gymnasium.registry["Walk-v0"]
 
 
 class Own(nn.Module):
-    """A network of the user's own."""
+    """A custom network."""
 
     def __init__(self, width: int = 3) -> None:
         super().__init__()

@@ -171,7 +171,7 @@ def test_gae_equals_the_buffer_of_stable_baselines3() -> None:
     torch.testing.assert_close(advantages, torch.as_tensor(buffer.advantages), rtol=1e-6, atol=1e-6)
 
 
-def test_normalised_advantages_have_unit_deviation_for_each_point() -> None:
+def test_normalised_advantages_have_unit_standard_deviation_for_each_point() -> None:
     scale = torch.tensor([1.0, 100.0, 1e-3]).view(3, 1, 1)
     advantages = scale * (5 + random_window(3, 16, 4, torch.float32)["rewards"])
     normal = normalize_advantages(advantages)

@@ -25,7 +25,7 @@ from optex_rl import ConfigError, OptEx
 from optex_rl.sb3 import OptExCallback, sb3_defaults
 from optex_rl.sb3.callback import optex_optimizers
 
-from .helpers import same
+from .helpers import reloaded, same, weights
 
 SMALL: dict[str, dict[str, Any]] = {
     "ppo": {"n_steps": 64, "batch_size": 32, "n_epochs": 2},
@@ -56,17 +56,6 @@ def drop_in(algorithm: str, *, env: str | None = None, model: dict[str, Any] | N
     arguments: dict[str, Any] = {"seed": 0, "device": "cpu", **SMALL.get(algorithm, {}), **(model or {})}
     cls: Any = CLASSES[algorithm]
     return cls(policy, env_id, policy_kwargs=policy_kwargs, **arguments)
-
-
-def weights(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.policy.state_dict().items()}
-
-
-def reloaded(model: Any, **kwargs: Any) -> Any:
-    file = io.BytesIO()
-    model.save(file)
-    file.seek(0)
-    return type(model).load(file, device="cpu", **kwargs)
 
 
 def assert_one_point_is_stock(algorithm: str, steps: int, **arguments: Any) -> None:

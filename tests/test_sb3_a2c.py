@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +34,7 @@ from optex_rl.agents import sample_observations
 from optex_rl.sb3 import OptExA2C, OptExCallback, make_sb3_vec_env
 from optex_rl.sb3.networks import StackedNetworks
 
-from .helpers import same
+from .helpers import reloaded, same, weights
 from .networks import BATCHED, ONE_BY_ONE, REFUSED, WIDTH
 
 NETWORKS = ONE_BY_ONE | BATCHED | {name: make for name, (make, _) in REFUSED.items()}
@@ -46,17 +45,6 @@ def make(env: Any = "CartPole-v1", policy: Any = "MlpPolicy", **arguments: Any) 
     if isinstance(env, str):
         defaults["envs_per_point"] = 2
     return OptExA2C(policy, env, **defaults | arguments)
-
-
-def weights(model: Any) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.policy.state_dict().items()}
-
-
-def reloaded(model: Any, **kwargs: Any) -> Any:
-    file = io.BytesIO()
-    model.save(file)
-    file.seek(0)
-    return OptExA2C.load(file, device="cpu", **kwargs)
 
 
 def at(policy: ActorCriticPolicy, point: Tensor) -> ActorCriticPolicy:
@@ -103,7 +91,7 @@ def extracting(kind: str) -> dict[str, Any]:
 
 
 class Normed(ActorCriticPolicy):
-    """Perceptrons but for one weight, which is no parameter."""
+    """MLPs but for one weight, which is no parameter."""
 
     def _build_mlp_extractor(self) -> None:
         super()._build_mlp_extractor()
@@ -173,12 +161,12 @@ def test_one_backward_pass_gives_the_gradients_of_separate_policies(case: Any) -
     make_env, policy, policy_kwargs = case
     model = make(make_env(), policy, ent_coef=0.01, policy_kwargs=policy_kwargs)
     recorder = Recorder()
-    told: list[tuple[Tensor, Tensor]] = []
+    evaluations: list[tuple[Tensor, Tensor]] = []
     optimizer: Any = model.policy.optimizer
     tell = optimizer.tell
 
     def watched(gradients: Tensor, losses: Tensor) -> None:
-        told.append((gradients, losses))
+        evaluations.append((gradients, losses))
         expected = reference_losses(model, recorder.points[-1])
         torch.testing.assert_close(losses, torch.stack([loss for loss, _ in expected]), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(gradients, torch.stack([g for _, g in expected]), rtol=1e-3, atol=1e-5)
@@ -186,7 +174,7 @@ def test_one_backward_pass_gives_the_gradients_of_separate_policies(case: Any) -
 
     optimizer.tell = watched
     model.learn(3 * 8 * 6, recorder)
-    assert len(told) == len(recorder.points) == 3
+    assert len(evaluations) == len(recorder.points) == 3
     assert torch.unique(recorder.points[-1], dim=0).shape[0] == 3
 
 
@@ -493,11 +481,11 @@ def test_any_task_by_name() -> None:
     assert model.learn(2 * 8 * 6).num_timesteps == 96
 
 
-def test_perceptrons_go_through_batched_products_and_others_through_vmap() -> None:
+def test_mlps_go_through_batched_products_and_others_through_vmap() -> None:
     for policy_kwargs, batched in (({}, True), ({"activation_fn": torch.nn.Softmax}, False)):
         policy = make(policy_kwargs=policy_kwargs).policy
         networks = StackedNetworks(policy, torch.randn(3, sum(p.numel() for p in policy.parameters())))
-        assert (networks._perceptrons() is not None) is batched
+        assert (networks._mlps() is not None) is batched
 
 
 @pytest.mark.slow

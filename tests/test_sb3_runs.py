@@ -1,4 +1,4 @@
-"""stable-baselines3 as a rival: rl_zoo3's settings reach it, the clock stops, returns are as its own tools say."""
+"""stable-baselines3 as a baseline: rl_zoo3's hyperparameters reach it, evaluations are not timed, returns are right."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("env", "algo"), CELLS)
-def test_every_setting_makes_a_model(env: str, algo: str) -> None:
+def test_every_entry_of_the_table_makes_a_model(env: str, algo: str) -> None:
     config = Sb3Config(algo=algo, env=env)
-    options, settings = config.options(), config.settings()
+    options, shared = config.options(), config.shared_options()
     model: Any = make_model(config)
-    assert config.settings() == settings  # the table is not what the algorithm writes its own defaults into
+    assert config.shared_options() == shared  # the table is not what the algorithm writes its own defaults into
     assert model.n_envs == options["n_envs"]
     for name in ("n_steps", "gamma", "gae_lambda", "ent_coef", "vf_coef", "n_epochs", "batch_size", "use_sde"):
         if name in options:
@@ -113,7 +113,7 @@ def test_our_evaluation_agrees_with_theirs() -> None:
     assert sorted(returns) == pytest.approx(sorted(expected), rel=1e-4)
 
 
-def test_it_runs_in_a_race(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_runs_in_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--methods", "vanilla", "sb3-a2c:steps=200,evaluations=2", "--learning-rates", "1", "--seeds", "2"]
     flags += ["--iterations", "2", "--n-steps", "16", "--eval-episodes", "2", "--workers", "1", "--no-progress-bar"]
     assert main(["compare", *flags, "--folder", str(tmp_path)]) == 0
@@ -126,7 +126,7 @@ def test_it_runs_in_a_race(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_unknown_tasks_and_bad_numbers() -> None:
-    with pytest.raises(ConfigError, match="there are no settings of rl_zoo3 for a2c on Ant-v5: CartPole-v1, "):
+    with pytest.raises(ConfigError, match="rl_zoo3 has no hyperparameters for a2c on Ant-v5: choose CartPole-v1, "):
         Sb3Config(algo="a2c", env="Ant-v5")
     with pytest.raises(ConfigError, match="steps must be a whole number between 1 and 1000000000, got 0"):
         Sb3Config(algo="a2c", env="CartPole-v1", steps=0)
@@ -136,5 +136,5 @@ def test_it_is_said_that_stable_baselines3_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["compare", "--methods", "sb3-ppo", "--folder", str(tmp_path / "race")]) == 2
+    assert main(["compare", "--methods", "sb3-ppo", "--folder", str(tmp_path / "comparison")]) == 2
     assert "sb3-a2c and sb3-ppo need stable-baselines3: pip install 'optex-rl[sb3]'" in capsys.readouterr().err

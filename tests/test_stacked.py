@@ -17,34 +17,15 @@ from optex_rl.agents import MlpPolicy, StackedPolicy, encode_observations, obser
 from optex_rl.agents.networks.distributions import Categorical
 from optex_rl.common.errors import ConfigError
 
+from .networks import SharedExtractor, points_around
+
 OBS = gymnasium.spaces.Box(-1, 1, (4,))
 DISCRETE = gymnasium.spaces.Discrete(3)
 BOX = gymnasium.spaces.Box(-1, 1, (2,))
 
 
-class SharedExtractor(nn.Module):
-    """A user's policy: actor and critic share a layer, and there is a buffer; not derived from anything here."""
-
-    scale: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.LayerNorm(16))
-        self.policy_head, self.value_head = nn.Linear(16, 3), nn.Linear(16, 1)
-        self.register_buffer("scale", torch.tensor(2.0))
-        self.distribution = Categorical(3)
-
-    def actor(self, obs: Tensor) -> Tensor:
-        logits: Tensor = self.policy_head(self.features(self.scale * obs))
-        return logits
-
-    def critic(self, obs: Tensor) -> Tensor:
-        values: Tensor = self.value_head(self.features(self.scale * obs))
-        return values.squeeze(-1)
-
-
 class Subclassed(MlpPolicy):
-    """Overrides the actor, so that the perceptrons' fast path would be wrong."""
+    """Overrides the actor, so that the MLPs' fast path would be wrong."""
 
     def actor(self, obs: Tensor) -> Tensor:
         return 2 * super().actor(obs)
@@ -54,7 +35,7 @@ def architectures() -> dict[str, nn.Module]:
     generator = torch.Generator().manual_seed(3)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        shared = SharedExtractor()
+        shared = SharedExtractor(4, 3)
     return {
         "tanh": MlpPolicy(OBS, DISCRETE, generator=generator),
         "box": MlpPolicy(OBS, BOX, (8,), log_std_init=-0.5, generator=generator),
@@ -63,11 +44,6 @@ def architectures() -> dict[str, nn.Module]:
         "shared": shared,
         "subclass": Subclassed(OBS, DISCRETE, (8,), generator=generator),
     }
-
-
-def stack(policy: nn.Module, N: int) -> Tensor:
-    start = parameters_to_vector(policy.parameters()).detach()
-    return start + 0.3 * torch.randn(N, len(start), generator=torch.Generator().manual_seed(N)).to(start.dtype)
 
 
 def separate(policy: nn.Module, points: Tensor) -> list[Any]:
@@ -88,7 +64,7 @@ def relative_error(given: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
 def test_stacked_equals_separate_with_gradients(name: str, N: int, dtype: torch.dtype, limit: float) -> None:
     policy = architectures()[name].to(dtype)
-    points = stack(policy, N).requires_grad_()
+    points = points_around(policy, N).requires_grad_()
     obs = torch.randn(N, 7, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     bound = StackedPolicy(policy).bind(points)
     inputs, values = bound.actor(obs), bound.critic(obs)
@@ -108,10 +84,10 @@ def test_stacked_equals_separate_with_gradients(name: str, N: int, dtype: torch.
 @pytest.mark.parametrize("name", ["tanh", "box", "relu"])
 def test_products_by_hand_equal_vmap(name: str) -> None:
     policy = architectures()[name]
-    # The class of a subclass is not known to be two perceptrons, which sends it through vmap.
+    # The class of a subclass is not known to be two MLPs, which sends it through vmap.
     general = copy.deepcopy(policy)
     general.__class__ = type("Derived", (MlpPolicy,), {})
-    points, obs = stack(policy, 3), torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    points, obs = points_around(policy, 3), torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
     by_hand, by_vmap = StackedPolicy(policy), StackedPolicy(general)
     assert type(by_hand.bind(points)) is not type(by_vmap.bind(points))
     assert relative_error(by_hand.actor(points, obs), by_vmap.actor(points, obs)) < 1e-5
@@ -129,7 +105,7 @@ def test_derivatives_by_hand_equal_vmap(name: str, again: bool) -> None:
     obs = torch.randn(3, 5, 4, generator=generator).double()
 
     def derivative(of: nn.Module) -> Tensor:
-        points = stack(policy, 3).requires_grad_()
+        points = points_around(policy, 3).requires_grad_()
         bound = StackedPolicy(of).bind(points)
         loss = bound.actor(obs).pow(3).sum() + bound.critic(obs).pow(3).sum()
         (gradient,) = torch.autograd.grad(loss, points, create_graph=again)
@@ -145,7 +121,7 @@ def test_remembered_steps_change_nothing_but_the_work(name: str, again: bool) ->
     obs = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0)).double()
 
     def derivative(remember: bool) -> tuple[Tensor, Tensor]:
-        points = stack(policy, 3).requires_grad_()
+        points = points_around(policy, 3).requires_grad_()
         bound = StackedPolicy(policy).bind(points)
         with torch.no_grad():
             inputs, steps = zip(*(bound.act(part) for part in torch.split(obs, 2, dim=1)), strict=True)
@@ -162,7 +138,7 @@ def test_remembered_steps_change_nothing_but_the_work(name: str, again: bool) ->
 
 def test_only_the_very_tensor_is_remembered() -> None:
     policy = architectures()["tanh"]
-    points, obs = stack(policy, 2), torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    points, obs = points_around(policy, 2), torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
     bound = StackedPolicy(policy).bind(points.requires_grad_())
     expected = bound.actor(obs)
     with torch.no_grad():
@@ -179,7 +155,7 @@ def test_only_the_very_tensor_is_remembered() -> None:
 def test_evaluation_changes_nothing(name: str) -> None:
     policy = architectures()[name]
     before = copy.deepcopy(policy.state_dict())
-    points, obs = stack(policy, 2), torch.ones(2, 5, 4)
+    points, obs = points_around(policy, 2), torch.ones(2, 5, 4)
     kept = points.clone(), obs.clone()
     stacked = StackedPolicy(policy)
     stacked.actor(points, obs), stacked.critic(points, obs)
@@ -190,7 +166,10 @@ def test_evaluation_changes_nothing(name: str) -> None:
 
 def test_without_gradient_the_numbers_are_the_same() -> None:
     policy = architectures()["tanh"]
-    points, obs = stack(policy, 2).requires_grad_(), torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    points, obs = (
+        points_around(policy, 2).requires_grad_(),
+        torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)),
+    )
     with torch.no_grad():
         quiet = StackedPolicy(policy).actor(points, obs)
     assert not quiet.requires_grad
@@ -200,12 +179,12 @@ def test_without_gradient_the_numbers_are_the_same() -> None:
 @pytest.mark.parametrize("name", ["tanh", "shared"])
 def test_no_rows_give_no_values(name: str) -> None:
     policy = architectures()[name]
-    assert StackedPolicy(policy).critic(stack(policy, 2), torch.zeros(2, 0, 4)).shape == (2, 0)
+    assert StackedPolicy(policy).critic(points_around(policy, 2), torch.zeros(2, 0, 4)).shape == (2, 0)
 
 
 def test_unflatten_gives_views_in_the_order_of_the_parameters() -> None:
     policy = architectures()["box"]
-    points = stack(policy, 2)
+    points = points_around(policy, 2)
     stacked = StackedPolicy(policy).unflatten(points)
     assert list(stacked) == [name for name, _ in policy.named_parameters()]
     assert torch.equal(torch.cat([tensor.reshape(2, -1) for tensor in stacked.values()], dim=1), points)
@@ -289,7 +268,7 @@ def test_missing_critics_are_named() -> None:
     policy = MlpPolicy(OBS, DISCRETE, critic=False)
     with pytest.raises(ConfigError, match="critic=False and has no values"):
         policy.critic(torch.zeros(1, 4))
-    bound = StackedPolicy(policy).bind(stack(policy, 1))
+    bound = StackedPolicy(policy).bind(points_around(policy, 1))
     assert not bound.has_critic
     with pytest.raises(ConfigError, match="critic=False and has no values"):
         bound.critic(torch.zeros(1, 1, 4))
@@ -316,7 +295,7 @@ def test_modules_that_cannot_be_policies_are_named() -> None:
 
 def test_a_module_without_a_critic_is_enough_for_the_actor() -> None:
     policy = ActorOnly()
-    bound = StackedPolicy(policy, Categorical(3)).bind(stack(policy, 2))
+    bound = StackedPolicy(policy, Categorical(3)).bind(points_around(policy, 2))
     assert bound.actor(torch.zeros(2, 5, 4)).shape == (2, 5, 3)
     assert not bound.has_critic
     with pytest.raises(ConfigError, match="ActorOnly has no critic"):
@@ -326,11 +305,11 @@ def test_a_module_without_a_critic_is_enough_for_the_actor() -> None:
 def test_outputs_of_the_wrong_shape_are_named() -> None:
     policy = ActorOnly()
     with pytest.raises(ConfigError, match=r"actor\(obs\) must return \[5, 2\] for 5 rows, and it returned \[5, 3\]"):
-        StackedPolicy(policy, Categorical(2)).actor(stack(policy, 1), torch.zeros(1, 5, 4))
+        StackedPolicy(policy, Categorical(2)).actor(points_around(policy, 1), torch.zeros(1, 5, 4))
 
 
 def test_random_layers_are_refused() -> None:
-    policy = SharedExtractor()
+    policy = SharedExtractor(4, 3)
     policy.features.append(nn.Dropout(0.5))
     with pytest.raises(RuntimeError, match="random"):
-        StackedPolicy(policy).actor(stack(policy, 2), torch.zeros(2, 5, 4))
+        StackedPolicy(policy).actor(points_around(policy, 2), torch.zeros(2, 5, 4))

@@ -16,7 +16,7 @@ from optex_rl.agents import StackedPolicy
 from optex_rl.agents.networks.batching import find_obstacle
 from optex_rl.training import Trainer
 
-from .networks import BATCHED, ONE_BY_ONE, REFUSED, Policy
+from .networks import BATCHED, ONE_BY_ONE, REFUSED, Policy, points_around
 
 # torch's, of the operations that vmap makes one after the other on its own.
 SLOW = "ignore:There is a performance drop because we have not yet implemented the batching rule"
@@ -32,11 +32,6 @@ def made(make: Callable[[int], nn.Module]) -> Policy:
 
 def observations(*shape: int) -> Tensor:
     return torch.randn(*shape, 4, generator=torch.Generator().manual_seed(0))
-
-
-def points_around(policy: nn.Module, N: int) -> Tensor:
-    start = parameters_to_vector(policy.parameters()).detach()
-    return start + 0.3 * torch.randn(N, len(start), generator=torch.Generator().manual_seed(N)).to(start.dtype)
 
 
 @pytest.mark.filterwarnings(SLOW)

@@ -21,7 +21,7 @@ from optex_rl.compare.methods import METHODS, method_options
 from optex_rl.compare.report import make_tables
 from optex_rl.compare.results import best_setting, gather, gather_trials, read_runs
 from optex_rl.compare.statistics import Curve
-from optex_rl.compare.sweep import Race, expected_seconds
+from optex_rl.compare.sweep import Sweep, expected_seconds
 
 SMALL: dict[str, Any] = {"n_envs": 2, "n_steps": 16, "iterations": 3, "eval_episodes": 2, "eval_freq": 2}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
@@ -29,8 +29,8 @@ TWO_METHODS = ["--methods", "vanilla", "optex:stride=2", "--learning-rates", "1"
 COMMAND = [*TWO_METHODS, "--tuning-seeds", "1", *FLAGS]
 
 
-def race(folder: Path, **options: Any) -> Race:
-    return Race(**{"folder": folder, "envs": ["CartPole-v1"], "overrides": SMALL, **options})
+def small_sweep(folder: Path, **options: Any) -> Sweep:
+    return Sweep(**{"folder": folder, "envs": ["CartPole-v1"], "overrides": SMALL, **options})
 
 
 def compare(folder: Path, *flags: str) -> int:
@@ -49,16 +49,16 @@ def run(setting: str, seed: int, *returns: float, env: str = "CartPole-v1", meth
     return Run(env, method, setting, seed, {}, curve, [])
 
 
-def own(race: Race, method: str, env: str = "CartPole-v1") -> TrainConfig:
+def own(sweep: Sweep, method: str, env: str = "CartPole-v1") -> TrainConfig:
     """The options of one of our own methods before any tuning."""
-    config = race.base(env, method)
+    config = sweep.base(env, method)
     assert isinstance(config, TrainConfig)
     return config
 
 
-def finals(race: Race, method: str) -> list[Job]:
+def finals(sweep: Sweep, method: str) -> list[Job]:
     """The final runs of a method of which nothing is tuned."""
-    return list(race.batches("CartPole-v1", method))[-1]
+    return list(sweep.batches("CartPole-v1", method))[-1]
 
 
 def without_times(folder: Path) -> dict[str, Any]:
@@ -70,8 +70,8 @@ def without_times(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small race by one worker, from its command to its end."""
-    folder = tmp_path_factory.mktemp("race")
+    """A small comparison by one worker, from its command to its end."""
+    folder = tmp_path_factory.mktemp("comparison")
     assert compare(folder, "--workers", "1") == 0
     return folder
 
@@ -79,7 +79,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_make_a_configuration(method: str, tmp_path: Path) -> None:
     tuned = TrainConfig.recommended("CartPole-v1", METHODS[method].get("algo", "a2c")).learning_rate
-    config, (rates, entropy) = own(race(tmp_path), method), race(tmp_path).axes("CartPole-v1", method)
+    config, (rates, entropy) = own(small_sweep(tmp_path), method), small_sweep(tmp_path).axes("CartPole-v1", method)
     assert rates.values == tuple(factor * tuned for factor in (0.5, 1, 2, 4))
     assert (rates.start, entropy.values) == (tuned, (config.ent_coef,))
     assert {name: getattr(config, name) for name in METHODS[method]} == METHODS[method]
@@ -87,7 +87,10 @@ def test_methods_make_a_configuration(method: str, tmp_path: Path) -> None:
 
 
 def test_the_base_is_the_tuned_setting_of_each_task(tmp_path: Path) -> None:
-    tuned, one = TrainConfig.recommended("Pendulum-v1", "a2c"), race(tmp_path, overrides={}, learning_rates=[0.5])
+    tuned, one = (
+        TrainConfig.recommended("Pendulum-v1", "a2c"),
+        small_sweep(tmp_path, overrides={}, learning_rates=[0.5]),
+    )
     config = one.job("Pendulum-v1", "target", (0.002, 0.0), seed=3).config
     assert isinstance(config, TrainConfig)
     assert [axis.values for axis in one.axes("Pendulum-v1", "target")] == [(tuned.learning_rate / 2,), (0.0,)]
@@ -100,16 +103,16 @@ def test_a_method_may_have_options_of_its_own(tmp_path: Path) -> None:
     options = {"stride": 2, "lengthscale": "median", "noise": 0.5, "normalize_obs": True, "max_grad_norm": None}
     assert given == {"method": "optex", **options}
     assert tuned == {}
-    axes = race(tmp_path, learning_rates=[2]).axes("CartPole-v1", "vanilla:learning_rate=0.1")
+    axes = small_sweep(tmp_path, learning_rates=[2]).axes("CartPole-v1", "vanilla:learning_rate=0.1")
     assert axes[0].values == (0.2,)
 
 
 def test_of_several_numbers_tuning_chooses_one(tmp_path: Path) -> None:
     method = "ppo:n_epochs=20/5/10,clip_range=0.1/0.2"
-    rates, entropy, epochs, clip = race(tmp_path, overrides={}).axes("CartPole-v1", method)
+    rates, entropy, epochs, clip = small_sweep(tmp_path, overrides={}).axes("CartPole-v1", method)
     assert (epochs.values, epochs.start, epochs.whole) == ((5, 10, 20), 10, True)
     assert (clip.values, clip.start, clip.whole) == ((0.1, 0.2), 0.2, False)
-    job = race(tmp_path).job("CartPole-v1", method, (0.001, entropy.start, 5, 0.1), seed=0)
+    job = small_sweep(tmp_path).job("CartPole-v1", method, (0.001, entropy.start, 5, 0.1), seed=0)
     assert job.setting == "lr 0.001, n_epochs 5, clip_range 0.1"
     assert isinstance(job.config, TrainConfig)
     assert (job.config.n_epochs, job.config.clip_range, rates.whole) == (5, 0.1, False)
@@ -136,19 +139,19 @@ def test_methods_that_are_none(method: str, message: str) -> None:
 
 
 def test_tuning_and_final_seeds_are_disjoint(tmp_path: Path) -> None:
-    first = next(race(tmp_path, seeds=5).batches("CartPole-v1", "optex"))
+    first = next(small_sweep(tmp_path, seeds=5).batches("CartPole-v1", "optex"))
     assert [job.config.seed for job in first] == [FIRST_TUNING_SEED] * 4 + [FIRST_TUNING_SEED + 1] * 4
-    last = finals(race(tmp_path, seeds=5, learning_rates=[1.0]), "optex")
+    last = finals(small_sweep(tmp_path, seeds=5, learning_rates=[1.0]), "optex")
     assert [job.config.seed for job in last] == list(range(5))
 
 
 def test_one_setting_needs_no_tuning(tmp_path: Path) -> None:
     for method in ("optex", "sb3-a2c"):
-        assert len(list(race(tmp_path, learning_rates=[1.0]).batches("CartPole-v1", method))) == 1
+        assert len(list(small_sweep(tmp_path, learning_rates=[1.0]).batches("CartPole-v1", method))) == 1
 
 
 def test_every_run_has_a_file_of_its_own(tmp_path: Path) -> None:
-    both = race(tmp_path, ent_coefs=[0.0, 0.01], methods=[*METHODS, "optex:stride=2"])
+    both = small_sweep(tmp_path, ent_coefs=[0.0, 0.01], methods=[*METHODS, "optex:stride=2"])
     jobs = [
         both.job("CartPole-v1", method, (rate, ent_coef), seed)
         for method in both.methods
@@ -274,7 +277,7 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
         read_runs(tmp_path)
 
 
-def test_what_a_race_leaves(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_comparison_leaves(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = read_runs(finished)
     assert len([run for run in runs if not run.tuning]) == 2 * 2  # methods × seeds
     with (finished / "tuning.csv").open(newline="") as file:
@@ -295,8 +298,8 @@ def test_what_a_race_leaves(finished: Path, capsys: pytest.CaptureFixture[str]) 
     table = (finished / "table.md").read_text()
     assert table.count("\n| vanilla | lr ") == table.count("\n| optex:stride=2 | lr ") == 1
     assert "first evaluation whose mean with the next one is at least the threshold" in table
-    for picture in ("CartPole-v1.png", "profiles.png"):
-        assert (finished / picture).read_bytes().startswith(b"\x89PNG")
+    for plot in ("CartPole-v1.png", "profiles.png"):
+        assert (finished / plot).read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
     assert main(["compare", "--report-only", "--folder", str(finished)]) == 0
     assert table in capsys.readouterr().out
@@ -369,7 +372,7 @@ def test_a_signal_keeps_what_is_finished(tmp_path: Path, number: signal.Signals)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number, err
     assert "Traceback" not in err
-    assert "stopped: the same command goes on with what is missing" in out
+    assert "stopped: the same command does what is missing" in out
     done = len(read_runs(tmp_path))
     assert 2 <= done < 200
     assert f"| 0/{done} |" in out  # nothing is solved in three iterations
@@ -379,7 +382,7 @@ def test_a_signal_keeps_what_is_finished(tmp_path: Path, number: signal.Signals)
 
 @pytest.mark.slow
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
-    """Nobody is left to tell them; each ends by itself, and what is finished is whole."""
+    """Their parent is gone; each ends by itself, and finished files are whole."""
     flags = ["--methods", "vanilla", "--learning-rates", "1", "--seeds", "500", *FLAGS, "--workers", "1"]
     code = "import sys; from optex_rl.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "compare", *flags, "--folder", str(tmp_path)]
@@ -419,7 +422,7 @@ def test_other_options_need_another_folder(finished: Path, capsys: pytest.Captur
 def test_bad_input_is_one_sentence(
     flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["compare", *flags, "--folder", str(tmp_path / "race")]) == (1 if "--report-only" in flags else 2)
+    assert main(["compare", *flags, "--folder", str(tmp_path / "comparison")]) == (1 if "--report-only" in flags else 2)
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("optex-rl: error: ")
@@ -427,5 +430,5 @@ def test_bad_input_is_one_sentence(
 
 
 def test_planning_writes_nothing(tmp_path: Path) -> None:
-    next(race(tmp_path / "race").batches("CartPole-v1", "optex"))
+    next(small_sweep(tmp_path / "comparison").batches("CartPole-v1", "optex"))
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The training loop: exact identities, learning in seconds, interruption, numerical trouble."""
+"""The training loop: exact identities, learning in seconds, interruption, numerical faults."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_interruption_finishes_the_iteration_and_saves(tmp_path: Path, monkeypat
     assert all(torch.equal(value, checkpoint["policy"][name]) for name, value in result.policy.state_dict().items())
 
 
-def test_numerical_trouble_is_raised_and_the_state_before_it_is_saved(
+def test_a_numerical_fault_is_raised_and_the_state_before_it_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer_iterate = Trainer.iterate

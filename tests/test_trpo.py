@@ -106,7 +106,7 @@ class Record:
     def step(self, gradient: Tensor) -> None:
         raise AssertionError("the base takes no step")
 
-    def undone_on_trouble(self) -> Any:
+    def undone_on_fault(self) -> Any:
         raise AssertionError("one move needs no undoing")
 
 

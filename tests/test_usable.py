@@ -1,4 +1,4 @@
-"""An iteration with fewer usable gradients than points: dropping a point equals never having been told of it."""
+"""An iteration with fewer usable gradients than points: dropping a point equals never having evaluated it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def mask(*dropped: int) -> Tensor:
     return torch.tensor([i not in dropped for i in range(N)])
 
 
-def spoil(gradients: Tensor, losses: Tensor, dropped: tuple[int, ...], value: float) -> tuple[Tensor, Tensor]:
+def corrupt(gradients: Tensor, losses: Tensor, dropped: tuple[int, ...], value: float) -> tuple[Tensor, Tensor]:
     gradients, losses = gradients.clone(), losses.clone()
     gradients[list(dropped)], losses[list(dropped)] = value, value
     return gradients, losses
@@ -49,7 +49,7 @@ def test_what_is_told_of_a_dropped_point_does_not_matter(
     for value in (math.nan, math.inf, -3.0):
         problem, optimizer = warm(selection, iterations=iterations)
         gradients, losses = problem.evaluate(optimizer.ask())
-        optimizer.tell(*spoil(gradients, losses, dropped, value), usable=mask(*dropped))
+        optimizer.tell(*corrupt(gradients, losses, dropped, value), usable=mask(*dropped))
         states.append((optimizer.state_dict(), problem.point(), optimizer.statistics))
     assert same(states[0], states[1])
     assert same(states[0], states[2])
@@ -77,7 +77,7 @@ def test_dropping_equals_an_iteration_told_of_the_others_only(selection: str, dr
         engine.base.step(estimate)
     engine.base.move_to(points[chosen])
     engine.base.step(gradients[chosen])
-    optimizer.tell(*spoil(gradients, losses, dropped, math.nan), usable=mask(*dropped))
+    optimizer.tell(*corrupt(gradients, losses, dropped, math.nan), usable=mask(*dropped))
     assert torch.equal(problem.point(), engine.base.point())
     assert same(optimizer.state_dict()["optex"]["history"], reference.state_dict()["optex"]["history"])
     assert same(optimizer.base.state_dict(), reference.base.state_dict())
@@ -103,7 +103,7 @@ def test_refine_with_the_others_only() -> None:
     reference.estimator.insert(points[[0, 2, 3]], gradients[[0, 2, 3]])
     for _ in range(N * 2):
         reference.base.step(reference.estimator.predict(reference.base.point())[0])
-    optimizer.tell(*spoil(gradients, losses, (1,), math.nan), usable=mask(1))
+    optimizer.tell(*corrupt(gradients, losses, (1,), math.nan), usable=mask(1))
     torch.testing.assert_close(problem.point(), reference.base.point())  # distances by way of other points
 
 
@@ -157,7 +157,7 @@ def test_a_usable_point_must_be_finite() -> None:
     problem, optimizer = warm("last")
     gradients, losses = problem.evaluate(optimizer.ask())
     with pytest.raises(NonFiniteError, match="the optimizer is unchanged"):
-        optimizer.tell(*spoil(gradients, losses, (2,), math.nan), usable=mask(1))
+        optimizer.tell(*corrupt(gradients, losses, (2,), math.nan), usable=mask(1))
 
 
 @pytest.mark.parametrize("parallelism", [1, 3])
@@ -165,7 +165,7 @@ def test_a_step_that_would_explode_the_parameters_is_taken_back(parallelism: int
     parameter = Parameter(torch.ones(5))
     optimizer = OptEx([parameter], lr=1e38, base="momentum", parallelism=parallelism)
     points = optimizer.ask()
-    with pytest.raises(NonFiniteError, match="the step made 5 parameters NaN or infinite; it is taken back"):
+    with pytest.raises(NonFiniteError, match="the step made 5 parameters NaN or infinite; it was undone"):
         optimizer.tell(1e3 * torch.ones_like(points))
     assert torch.equal(parameter.detach(), torch.ones(5))
     assert optimizer.state == {}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ...common.errors import ConfigError, PerformanceWarning
+from ...common.torch_private import changes
 
 Rows = Tensor | dict[str, Tensor]
 
@@ -44,7 +45,7 @@ def evaluate(module: nn.Module, stacked: dict[str, Tensor], rows: Rows, batched:
 
 
 def _call(module: nn.Module, state: dict[str, Tensor], rows: Rows) -> tuple[Any, dict[str, Tensor]]:
-    """What `module` gives with other parameters and buffers, and what became of these in the call.
+    """Outputs of `module` with other parameters and buffers, and these as they are after the call.
 
     `functional_call` leaves its own tensors behind in a submodule that has several names: here each place of a tensor
     is named once. Tied parameters have several places.
@@ -106,7 +107,7 @@ def find_obstacle(module: nn.Module, rows: Rows, name: str) -> str | None:
 
 @contextmanager
 def _trial(device: torch.device) -> Iterator[None]:
-    """With gradients; random numbers are afterwards as before, and warnings are left to the calls that matter."""
+    """With gradients; random numbers are afterwards as before, and warnings are left to later calls."""
     devices = [device] if device.type == "cuda" else []
     with torch.enable_grad(), torch.random.fork_rng(devices, device_type=device.type), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -114,7 +115,7 @@ def _trial(device: torch.device) -> Iterator[None]:
 
 
 class _TwoCalls(NamedTuple):
-    """What two calls with the same rows and parameters tell of a module.
+    """What two calls with the same rows and parameters show about a module.
 
     Attributes:
         draws: whether it draws random numbers.
@@ -130,7 +131,7 @@ class _TwoCalls(NamedTuple):
 def _call_twice(module: nn.Module, rows: Rows, device: torch.device) -> _TwoCalls:
     originals = dict(module.named_buffers())
     buffers = {name: buffer.clone() for name, buffer in originals.items()}
-    versions = {name: buffer._version for name, buffer in buffers.items()}
+    versions = {name: changes(buffer) for name, buffer in buffers.items()}
     state = {name: parameter.detach() for name, parameter in module.named_parameters()} | buffers
     numbers = _random_state(device)
     first, state = _call(module, state, rows)
@@ -138,7 +139,7 @@ def _call_twice(module: nn.Module, rows: Rows, device: torch.device) -> _TwoCall
     changed = [
         name.removeprefix("policy.")
         for name, buffer in buffers.items()  # batch normalisation leaves the version as it is
-        if state[name] is not buffer or buffer._version != versions[name] or not buffer.equal(originals[name])
+        if state[name] is not buffer or changes(buffer) != versions[name] or not buffer.equal(originals[name])
     ]
     # With room for kernels that add up in any order.
     repeats = all(
@@ -155,7 +156,7 @@ def _random_state(device: torch.device) -> Tensor:
 
 
 def _find_error(module: nn.Module, rows: Rows) -> str | None:
-    """What vmap says to `module`, in one sentence; None if it can batch it."""
+    """The error of vmap for `module`, in one sentence; None if it can batch it."""
     try:
         _differentiate_batched(module, rows)
     except Exception as error:  # what vmap cannot do ends in errors of every kind
@@ -185,7 +186,7 @@ def _tensors(outputs: Any) -> Sequence[Tensor]:
 
 
 def warn_of_passes(name: str, num_points: int, obstacle: str | None, stacklevel: int) -> None:
-    """Say what it costs that vmap cannot batch a network, if it cannot and there are several points.
+    """Warn of the cost if vmap cannot batch a network and there are several points.
 
     Args:
         name: of the network.

@@ -1,8 +1,8 @@
 """Action distributions: pure functions of the actor's outputs, for stacked tensors of any leading shape.
 
-Axes: ... any leading shape, A inputs of the distribution (what the actor puts out), k random numbers per action,
-m components of a continuous action. Actions are a pure function of (inputs, noise), so that whoever owns the random
-numbers owns the trajectory.
+Axes: ... any leading shape, A inputs of the distribution (the actor's outputs), k random numbers per action,
+m components of a continuous action. Actions are a pure function of (inputs, noise), so that the owner of the random
+numbers determines the trajectory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class ActionDistribution(Protocol):
-    """What the collector and the agents know of an action distribution."""
+    """An action distribution, as the collector and the agents use it."""
 
     @property
     def input_size(self) -> int:
@@ -44,11 +44,11 @@ class ActionDistribution(Protocol):
         """Entropy of π(·|inputs) in nats, [...]."""
 
     def to_env(self, actions: Array) -> Array:
-        """The actions as the environment wants them."""
+        """The actions in the environment's format."""
 
 
 def log_softmax(inputs: Tensor) -> Tensor:
-    """log softmax over the last axis, [..., A] -> [..., A], by way of a copy with this axis first.
+    """log softmax over the last axis, [..., A] -> [..., A], via a copy with this axis first.
 
     torch's kernel takes one short row at a time; along the first axis it is vectorised over all the others, which took
     an eighth of the time for two actions.
@@ -111,7 +111,7 @@ class Categorical:
 
 @dataclass(frozen=True, eq=False)
 class DiagonalGaussian:
-    """Independent normal components; the inputs are the m means, then the m logarithms of the deviations, [..., 2m].
+    """Independent normal components; inputs: the m means, then the m log standard deviations, [..., 2m].
 
     As in stable-baselines3 the density is that of the unbounded action; only what the environment gets is clipped.
 
@@ -142,7 +142,7 @@ class DiagonalGaussian:
         return generator.standard_normal((*shape, self.m), dtype=np.float32)
 
     def sample(self, inputs: Tensor, noise: Tensor) -> Tensor:
-        """Mean + deviation · noise, [..., m]."""
+        """Mean + standard deviation · noise, [..., m]."""
         mean, log_std = inputs.chunk(2, dim=-1)
         return mean + log_std.exp() * noise
 

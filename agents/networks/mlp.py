@@ -57,7 +57,7 @@ def encode_observations(space: gymnasium.Space[Any], obs: Array) -> Array:
 
 
 def sample_observations(space: gymnasium.Space[Any], rows: int, seed: int = 0) -> Any:
-    """So many random observations of a space, as a vector environment has them; `space` is left as it is."""
+    """``rows`` random observations of a space, as a vector environment returns them; `space` is not changed."""
     batched = batch_space(space, rows)
     batched.seed(seed)
     return batched.sample()
@@ -84,10 +84,10 @@ class ActorCriticPolicy(nn.Module):
 
 
 class MlpPolicy(ActorCriticPolicy):
-    """Separate actor and critic perceptrons, initialised orthogonally as in stable-baselines3.
+    """Separate actor and critic MLPs, initialised orthogonally as in stable-baselines3.
 
     Gains are √2 in the hidden layers, 0.01 in the actor's head and 1 in the critic's; biases are 0. For a Box of
-    actions the logarithms of the deviations are parameters that do not depend on the observation. The order of the
+    actions the log standard deviations are parameters that do not depend on the observation. The order of the
     parameters is actor, log_std, critic.
 
     Args:
@@ -96,7 +96,7 @@ class MlpPolicy(ActorCriticPolicy):
         net_arch: widths of the hidden layers of each network.
         activation: "tanh" or "relu".
         critic: whether there is a critic.
-        log_std_init: initial logarithm of the deviations.
+        log_std_init: initial log standard deviation.
         generator: source of the initial weights (the global one is never used); by default a new one seeded with 0.
 
     Raises:
@@ -124,11 +124,11 @@ class MlpPolicy(ActorCriticPolicy):
         self.has_critic, self.activation = critic, activation
         trunk = [observation_size(observation_space), *net_arch]
         outputs = distribution.m if isinstance(distribution, DiagonalGaussian) else distribution.input_size
-        self.actor_net = _perceptron([*trunk, outputs], activation, 0.01, generator)
+        self.actor_net = _mlp([*trunk, outputs], activation, 0.01, generator)
         if isinstance(distribution, DiagonalGaussian):
             self.actor_net.add_module("gaussian", AppendLogStd(outputs, log_std_init))
         if critic:
-            self.critic_net = _perceptron([*trunk, 1], activation, 1.0, generator)
+            self.critic_net = _mlp([*trunk, 1], activation, 1.0, generator)
 
     def actor(self, obs: Tensor) -> Tensor:
         """Inputs of the action distribution, [B, O] -> [B, A]."""
@@ -167,7 +167,7 @@ class AppendLogStd(nn.Module):
         return torch.cat([mean, self.log_std.expand_as(mean)], dim=-1)
 
 
-def _perceptron(sizes: list[int], activation: str, head_gain: float, generator: torch.Generator) -> nn.Sequential:
+def _mlp(sizes: list[int], activation: str, head_gain: float, generator: torch.Generator) -> nn.Sequential:
     """Linear layers of widths `sizes` with activations in between."""
     network = nn.Sequential()
     head = len(sizes) - 2

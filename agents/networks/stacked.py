@@ -7,7 +7,7 @@ The flat vector of a policy is the concatenation of `p.reshape(-1)` over `policy
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -17,7 +17,7 @@ from ...common.errors import ConfigError
 from .batching import evaluate, find_obstacle
 from .distributions import ActionDistribution
 from .mlp import MlpPolicy
-from .perceptron import ACTIVATIONS, StackedPerceptron
+from .stacked_mlp import ACTIVATIONS, StackedMlp
 
 
 class BoundPolicy(Protocol):
@@ -38,10 +38,10 @@ class BoundPolicy(Protocol):
         """Row n of `obs` through the critic of point n: [N, B, O] -> [N, B]."""
 
     def act(self, obs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """`actor(obs)`, and what `remember` wants beside it, [N, B, ·] each; to be called in `torch.no_grad` mode."""
+        """`actor(obs)`, and hidden values for `remember`, [N, B, ·] each; to be called in `torch.no_grad` mode."""
 
     def remember(self, obs: Tensor, steps: Sequence[tuple[Tensor, ...]]) -> None:
-        """Spare the calls `actor(obs)` to come what `act` has computed, for this one tensor and no copy of it.
+        """Reuse what `act` has computed in later calls of `actor(obs)`, for this very tensor and no copy of it.
 
         Args:
             obs: [N, T·B, O], the observations of T calls of `act`, one after the other.
@@ -90,7 +90,7 @@ class StackedPolicy:
 
     @property
     def obstacle(self) -> str | None:
-        """Why vmap cannot batch what `examine` looked at, or a part of it; None if it can."""
+        """Why vmap cannot batch the methods that `examine` has tried, or one of them; None if it can."""
         return next(iter(self._obstacles.values()), None)
 
     def examine(self, obs: Tensor, critic: bool) -> None:
@@ -150,7 +150,7 @@ class StackedPolicy:
         for name, parameter in self.policy.named_parameters():
             if name in self._shared:
                 stacked[name] = parameter.detach().expand(len(points), *parameter.shape)
-        # Only the class itself is known to be two perceptrons: a subclass may compute anything.
+        # Only the class itself is known to be two MLPs: a subclass may compute anything.
         if type(self.policy) is MlpPolicy and not transforms:
             return _BoundMlp(self.policy, self.distribution, stacked)
         batched = {method: method not in self._obstacles for method in ("actor", "critic")}
@@ -171,8 +171,8 @@ class _BoundMlp:
     def __init__(self, policy: MlpPolicy, distribution: ActionDistribution, stacked: dict[str, Tensor]) -> None:
         self.distribution, self.has_critic = distribution, policy.has_critic
         activation = ACTIVATIONS[policy.activation]
-        self._actor = StackedPerceptron("actor_net", stacked, activation)
-        self._critic = StackedPerceptron("critic_net", stacked, activation) if policy.has_critic else None
+        self._actor = StackedMlp(_layers("actor_net", stacked), activation)
+        self._critic = StackedMlp(_layers("critic_net", stacked), activation) if policy.has_critic else None
         self._log_std = stacked.get("actor_net.gaussian.log_std")
         self._seen: Tensor | None = None
         self._hidden: list[Tensor] = []  # outputs of the actor's hidden layers for `_seen`, [N, B, H] each
@@ -199,6 +199,13 @@ class _BoundMlp:
         if self._critic is None:
             raise ConfigError("This policy was made with critic=False and has no values.")
         return self._critic(obs).squeeze(-1)
+
+
+def _layers(network: str, stacked: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Weight and bias of each layer whose name begins with `network`, in the order of the layers."""
+    for name, weight in stacked.items():
+        if name.startswith(network) and name.endswith(".weight"):
+            yield weight, stacked[name.removesuffix("weight") + "bias"]
 
 
 class _Call(nn.Module):

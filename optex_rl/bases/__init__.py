@@ -1,8 +1,8 @@
 """Base optimizers: the table of their names, what they ask for, and their steps on flat vectors."""
 
 from .protocols import AskingBase as AskingBase
+from .protocols import GradientFunction as GradientFunction
 from .protocols import Objective as Objective
-from .protocols import Oracle as Oracle
 from .protocols import RefreshedBase as RefreshedBase
 from .registry import BASES as BASES
 from .registry import Base as Base

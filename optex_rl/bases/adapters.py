@@ -1,4 +1,4 @@
-"""AdaHessian and SAM of pytorch-optimizer, fitted to take what they need besides a gradient from outside."""
+"""AdaHessian and SAM of pytorch-optimizer, given from outside what they need besides a gradient."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class AdaHessian(pytorch_optimizer.AdaHessian):
         for parameter, piece in zip(parameters, split(diagonal, parameters), strict=True):
             self.state[parameter]["hessian"] = spatial_average(piece.to(parameter.dtype)).clone()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Make the diagonal 1."""
         for parameter in self._parameters():
             self.state[parameter]["hessian"] = torch.ones_like(parameter)
@@ -66,7 +66,7 @@ class AdaHessian(pytorch_optimizer.AdaHessian):
 
 
 class SAM(pytorch_optimizer.SAM):
-    """Sharpness-aware minimization (Foret et al., 2021, arXiv 2010.01412), its second gradient asked for.
+    """Sharpness-aware minimization (Foret et al., 2021, arXiv 2010.01412), its second gradient given from outside.
 
     The step is the inner optimizer's, with the gradient at θ + ρ g / ‖g‖. That gradient is
 
@@ -87,7 +87,7 @@ class SAM(pytorch_optimizer.SAM):
         """Keep the batch for the gradient at the perturbed point; see `RefreshedBase`."""
         self._batch = batch
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Drop the batch."""
         self._batch = None
 

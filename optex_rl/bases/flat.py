@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from ..common.errors import ConfigError, NonFiniteError, NumericalError
 from ..common.linear_algebra import flatten, split
-from .protocols import AskingBase, Oracle
-from .replica import FlatTwin
+from .protocols import AskingBase, GradientFunction
+from .replica import FlatReplica
 
 
 class Snapshot(NamedTuple):
@@ -29,8 +29,8 @@ class Snapshot(NamedTuple):
     groups: list[dict[str, Any]]
 
 
-class Walker(Protocol):
-    """What takes base steps: the base itself, or its twin."""
+class Stepper(Protocol):
+    """Takes base steps: the base itself, or a replica of it."""
 
     def point(self) -> Tensor:
         """The parameters θ ``[d]``, to be read before the next step: it may change them in place."""
@@ -38,8 +38,8 @@ class Walker(Protocol):
     def move_to(self, point: Tensor) -> None:
         """Copy ``point [d]`` into the parameters."""
 
-    def step(self, gradient: Tensor, oracle: Oracle | None = None) -> None:
-        """One base step with ``gradient [d]``, clipped; ``oracle`` as for `FlatBase.step`."""
+    def step(self, gradient: Tensor, gradient_function: GradientFunction | None = None) -> None:
+        """One base step with ``gradient [d]``, clipped; ``gradient_function`` as for `FlatBase.step`."""
 
 
 def _copy_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -62,8 +62,8 @@ class FlatBase:
         self.with_gradient: list[bool] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Optimizer's own copy leaves behind what subclasses keep in attributes. Private ones are left: hooks and counts
-        # of torch, the objective of ours; and a scheduler's patched step.
+        # Optimizer.__getstate__ drops the attributes of subclasses, so they are kept here. Not kept are private ones
+        # (hooks and counters of torch, the objective of our bases) and a step that a scheduler has patched.
         known = {"defaults", "state", "param_groups", "step"}
         extra = {k: v for k, v in vars(self.base).items() if not (k in known or k.startswith("_"))}
         return {**vars(self), "extra": extra}
@@ -128,18 +128,18 @@ class FlatBase:
         return [a and b for a, b in zip(trainable, self.with_gradient, strict=True)]
 
     @torch.no_grad()
-    def step(self, gradient: Tensor, oracle: Oracle | None = None) -> None:
+    def step(self, gradient: Tensor, gradient_function: GradientFunction | None = None) -> None:
         """One base step with ``gradient [d]``, clipped; ``.grad`` is left as it was.
 
         Args:
             gradient: at the parameters.
-            oracle: the gradient at other points, for an `AskingBase`; by default its own, the true one.
+            gradient_function: the gradient at other points, for an `AskingBase`; by default the base's true one.
         """
         parameters = self.parameters
         kept = [p.grad for p in parameters]
         self._put_gradient(gradient)
         if isinstance(self.base, AskingBase):
-            ask = oracle or self.base.gradient
+            ask = gradient_function or self.base.gradient
             self.base.step_asking(lambda: self._put_gradient(ask(self.point())))
         else:
             self.base.step()
@@ -165,8 +165,8 @@ class FlatBase:
             self._restore(snapshot)
 
     @contextmanager
-    def undone_on_trouble(self) -> Iterator[None]:
-        """Take the steps of the block back if one of them fails numerically or leaves parameters that are not finite.
+    def undone_on_fault(self) -> Iterator[None]:
+        """Undo the steps of the block if one of them fails numerically or leaves parameters that are not finite.
 
         Raises:
             NonFiniteError: a parameter became NaN or infinite.
@@ -179,34 +179,34 @@ class FlatBase:
             self._restore(snapshot)
             raise
 
-    def _twin(self) -> FlatTwin | None:
-        """A twin to walk on; None where the base itself must, one parameter having no gradient for instance."""
-        return FlatTwin.of(self.base, self.max_grad_norm) if all(self._active()) else None
+    def _replica(self) -> FlatReplica | None:
+        """A replica to step; None where the base itself must step, for instance because a parameter has no gradient."""
+        return FlatReplica.of(self.base, self.max_grad_norm) if all(self._active()) else None
 
     @contextmanager
-    def trial_walk(self) -> Iterator[Walker]:
-        """What may take steps in the block without a trace."""
-        twin = self._twin()
-        if twin is not None:
-            yield twin
+    def trial_steps(self) -> Iterator[Stepper]:
+        """A stepper for the block, whose steps are undone at its end."""
+        replica = self._replica()
+        if replica is not None:
+            yield replica
             return
         with self.rewound():
             yield self
 
     @contextmanager
-    def walk(self) -> Iterator[Walker]:
-        """What may take steps in the block, which hold unless one fails numerically or they end in no finite point.
+    def committed_steps(self) -> Iterator[Stepper]:
+        """A stepper for the block, whose steps are kept unless one fails numerically or leaves non-finite parameters.
 
         Raises:
             NonFiniteError: a parameter became NaN or infinite; parameters and state are as before.
         """
-        twin = self._twin()
-        if twin is not None:
-            yield twin
-            _check_parameters(twin.point())
-            twin.commit()
+        replica = self._replica()
+        if replica is not None:
+            yield replica
+            _check_parameters(replica.point())
+            replica.commit()
             return
-        with self.undone_on_trouble():
+        with self.undone_on_fault():
             yield self
 
     def _snapshot(self) -> Snapshot:
@@ -241,8 +241,8 @@ class FlatBase:
 
 def _check_parameters(point: Tensor) -> None:
     """Raise NonFiniteError if a base step led to a ``point [d]`` with NaN or infinite entries."""
-    if point.sum().isfinite():  # then so is every entry, and nothing of their size need be written
+    if point.sum().isfinite():  # then so is every entry; no mask of the size of the point is needed
         return
     bad = int((~point.isfinite()).sum())
     if bad:
-        raise NonFiniteError(f"the step made {bad} parameters NaN or infinite; it is taken back")
+        raise NonFiniteError(f"the step made {bad} parameters NaN or infinite; it was undone")

@@ -18,7 +18,7 @@ with warnings.catch_warnings():  # linear_operator, which it imports, uses torch
     warnings.simplefilter("ignore", DeprecationWarning)
     from curvlinops import KFACLinearOperator
 
-LAYERS = (nn.Linear, nn.Conv2d)  # those whose factors curvlinops knows
+LAYERS = (nn.Linear, nn.Conv2d)  # those that curvlinops supports
 
 
 class _Likelihood(nn.Module):
@@ -52,8 +52,8 @@ class KFAC(Preconditioned):
     the layer's inputs, G that of the gradients at its outputs with actions drawn from the policy, one per observation.
     λ is added to the bias's G and split between the weights' A and G as in Martens and Grosse, Sec. 6.3. A critic is a
     Gaussian of variance 1. A parameter named ``log_std``, which is in no layer, has the Fisher matrix 2 I of the
-    logarithms of a Gaussian's deviations. There is no momentum and no trust region. The inverses are kept in the
-    per-parameter state.
+    logarithms of a Gaussian's standard deviations. There is no momentum and no trust region. The inverses are kept in
+    the per-parameter state.
 
     Args:
         params: parameters or parameter groups.
@@ -71,7 +71,7 @@ class KFAC(Preconditioned):
         if not isinstance(distribution, (Categorical, DiagonalGaussian)):
             raise ConfigError(f"K-FAC knows Categorical and DiagonalGaussian, not {type(distribution).__name__}")
         if isinstance(distribution, DiagonalGaussian) and log_std_of(policy) is None:
-            raise ConfigError("K-FAC needs the logarithms of the deviations to be a parameter named log_std")
+            raise ConfigError("K-FAC needs the logarithms of the standard deviations to be a parameter named log_std")
         in_layers = {id(p) for m in policy.modules() if isinstance(m, LAYERS) for p in m.parameters(recurse=False)}
         own = {id(p) for p in self._parameters()}
         for name, parameter in policy.named_parameters():
@@ -96,15 +96,15 @@ class KFAC(Preconditioned):
         if not all(factor.isfinite().all() for factor in (*inputs.values(), *outputs.values())):
             raise NonFiniteError("the Kronecker factors have NaN or infinite entries; the optimizer is unchanged")
         damping = self.param_groups[0]["damping"]
-        self.forget()
+        self.reset()
         for layer, G in outputs.items():
             weight: Tensor = layer.get_parameter("weight")
             self.state[weight]["input"], self.state[weight]["output"] = damped_inverses(inputs[layer], G, damping)
             if getattr(layer, "bias", None) is not None:
                 self.state[layer.get_parameter("bias")]["output"] = inverse(G, damping)
 
-    def forget(self) -> None:
-        """Make the Fisher matrix zero, that of the logarithms of the deviations 2 I."""
+    def reset(self) -> None:
+        """Make the Fisher matrix zero, but 2 I for the logarithms of the standard deviations."""
         damping, log_std = self.param_groups[0]["damping"], log_std_of(self._bound()[0])
         for parameter in self._parameters():
             state = self.state[parameter]
@@ -144,7 +144,7 @@ def layer_factors(
         return
     B = len(observations)
     classes = isinstance(network.loss, nn.CrossEntropyLoss)
-    # Only the shape of the targets is looked at: labels are drawn from the network's distribution.
+    # Only the shape of the targets matters: labels are drawn from the network's distribution.
     targets = torch.zeros(B, dtype=torch.long) if classes else torch.zeros_like(output)
     operator = KFACLinearOperator(
         network,

@@ -25,7 +25,7 @@ class FisherDistribution(Protocol):
 
 
 class Preconditioned(Optimizer, ABC):
-    """θ ← θ − lr · P g, P being made at a refresh and frozen until the next one; see `RefreshedBase`.
+    """θ ← θ − lr · P g, P being computed at a refresh and frozen until the next one; see `RefreshedBase`.
 
     Args:
         params: parameters or parameter groups.
@@ -45,10 +45,10 @@ class Preconditioned(Optimizer, ABC):
         super().__init__(params, defaults)
 
     def bind(self, objective: Objective) -> None:
-        """Take the objective, whose policy has the parameters of this optimizer; any others that it has stand still.
+        """Set the objective, whose policy has the parameters of this optimizer; its other parameters stay fixed.
 
         Raises:
-            ConfigError: there is no policy, it has not these parameters, or it cannot be used here.
+            ConfigError: there is no policy, it does not have these parameters, or it cannot be used here.
         """
         name = type(self).__name__
         if objective.policy is None:
@@ -73,11 +73,11 @@ class Preconditioned(Optimizer, ABC):
 
     @abstractmethod
     def refresh(self, batch: Any, generator: torch.Generator) -> None:
-        """Make P at the parameters, from a batch; see `RefreshedBase`."""
+        """Compute P at the parameters, from a batch; see `RefreshedBase`."""
 
     @abstractmethod
-    def forget(self) -> None:
-        """Make P the identity, but for the damping."""
+    def reset(self) -> None:
+        """Make the curvature zero, so that P only divides by the damping."""
 
     @abstractmethod
     def precondition(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
@@ -106,9 +106,9 @@ class Preconditioned(Optimizer, ABC):
 class NaturalGradient(Preconditioned):
     """Natural policy gradient: θ ← θ − lr · (F + λI)⁻¹ g (Kakade, 2001, NeurIPS 14).
 
-    F is the Fisher matrix of the policy on the observations of the last refresh, at the parameters of then; of a critic
-    that of a Gaussian around its value with variance 1, as in ACKTR (Wu et al., 2017, arXiv 1708.05144). The system is
-    solved by conjugate gradients with exact Fisher-vector products, as in TRPO (Schulman et al., 2015, arXiv
+    F is the Fisher matrix of the policy on the observations of the last refresh, at its parameters then; of a critic it
+    is that of a Gaussian around its value with variance 1, as in ACKTR (Wu et al., 2017, arXiv 1708.05144). The system
+    is solved by conjugate gradients with exact Fisher-vector products, as in TRPO (Schulman et al., 2015, arXiv
     1502.05477); there is no trust region and no line search, which would need evaluations of their own.
 
     Args:
@@ -146,7 +146,7 @@ class NaturalGradient(Preconditioned):
             raise NonFiniteError("the observations hold NaN or infinite numbers; the optimizer is unchanged")
         self._anchor(observations)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Make F zero: there are no observations."""
         self._anchor(None)
 
@@ -157,7 +157,7 @@ class NaturalGradient(Preconditioned):
             self.state[parameter]["anchor"] = parameter.detach().clone()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state dictionary."""
+        """Load a state dictionary."""
         super().load_state_dict(state_dict)
         self._product = None
 
@@ -196,7 +196,7 @@ class NaturalGradient(Preconditioned):
 
         def metric(inputs: Tensor, tangents: Tensor) -> Tensor:
             distribution, A = policy.distribution, policy.distribution.input_size
-            assert isinstance(distribution, FisherDistribution), "bind has seen to it"
+            assert isinstance(distribution, FisherDistribution), "bind checks this"
             return torch.cat([distribution.fisher_product(inputs[:, :A], tangents[:, :A]), tangents[:, A:]], 1)
 
         return fisher_product(outputs, metric, anchor)

@@ -1,4 +1,4 @@
-"""What a base may ask for besides a gradient: the objective on one batch, and the two ways to ask for it.
+"""What a base optimizer may need besides a gradient: the objective, and two protocols to get at it.
 
 Axes: ``d`` parameters, ``B`` rows of a batch, ``O`` observation features.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..common.errors import ConfigError
 
-Oracle = Callable[[Tensor], Tensor]  # θ [d] → gradient [d]
+GradientFunction = Callable[[Tensor], Tensor]  # θ [d] → gradient [d]
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Objective:
 
     Attributes:
         loss: ``(θ [d], batch)`` → the loss, a scalar; `torch.func` must be able to differentiate it twice. Needed by
-            AdaHessian, and by SAM where there is no posterior to ask.
-        policy: the module whose parameters are optimized, with ``actor(obs)``, ``distribution`` and maybe
+            AdaHessian, and by SAM where there is no posterior.
+        policy: the module whose parameters are optimized, with ``actor(obs)``, ``distribution`` and possibly
             ``critic(obs)``, see `optex_rl.agents.StackedPolicy`. Needed by natural gradient and K-FAC.
-        observations: batch → the observations ``[B, O]`` that the policy is to be looked at with.
+        observations: batch → the observations ``[B, O]`` at which the policy is evaluated.
     """
 
     loss: Callable[[Tensor, Any], Tensor] | None = None
@@ -47,30 +47,30 @@ class Objective:
 
 @runtime_checkable
 class RefreshedBase(Protocol):
-    """A base that looks at one batch of each sequential iteration, such as AdaHessian, natural gradient and K-FAC.
+    """A base that uses one batch of each sequential iteration, such as AdaHessian, natural gradient and K-FAC.
 
-    Whoever drives the loop binds the objective once, and calls `refresh` once per sequential iteration with the
-    parameters at the iterate: before ``step``, or between ``ask`` and ``tell``. What the base keeps of the batch stays
-    as it is over all base steps until the next `refresh`. `Trainer` does all this.
+    The training loop binds the objective once, and calls `refresh` once per sequential iteration with the parameters at
+    the iterate: before ``step``, or between ``ask`` and ``tell``. What the base derives from the batch is frozen over
+    all base steps until the next `refresh`. `Trainer` does all this.
     """
 
     def bind(self, objective: Objective) -> None:
-        """Take the objective; it is no part of the state, so a base that was loaded or copied is bound anew.
+        """Set the objective. It is not part of the state, so a base that was loaded or copied must be bound again.
 
         Raises:
             ConfigError: the base cannot work with this objective.
         """
 
     def refresh(self, batch: Any, generator: torch.Generator) -> None:
-        """Look at a batch, the parameters being at the iterate; random numbers come from ``generator``, on the CPU.
+        """Use a batch, the parameters being at the iterate; random numbers come from ``generator``, on the CPU.
 
         Raises:
             ConfigError: no objective was bound.
             NonFiniteError: the batch gives NaN or infinite numbers; the state is as before.
         """
 
-    def forget(self) -> None:
-        """Undo all refreshes, the curvature being the identity from here on."""
+    def reset(self) -> None:
+        """Undo all refreshes; the curvature is the identity until the next one."""
 
 
 @runtime_checkable
@@ -78,10 +78,10 @@ class AskingBase(Protocol):
     """A base whose step asks for the gradient at a further point, as SAM's does at the perturbed one."""
 
     def step_asking(self, put_gradient: Callable[[], Any]) -> None:
-        """One step from the gradients in ``.grad``; ``put_gradient`` puts those of where the parameters are there."""
+        """One step from the gradients in ``.grad``; ``put_gradient()`` makes them those at the parameters by then."""
 
     def gradient(self, point: Tensor) -> Tensor:
-        """The true gradient at a point ``[d]``, for steps without an `Oracle`, which are those with one point.
+        """The true gradient at a point ``[d]``, for steps without a `GradientFunction`, which are those with one point.
 
         Raises:
             ConfigError: the base does not know the objective.

@@ -1,4 +1,4 @@
-"""Base optimizers by name: one table from the field's names to the classes that are meant by them."""
+"""Base optimizers by name: a table from their usual names to their classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..common.errors import ConfigError
 
 
 class Base(NamedTuple):
-    """A base optimizer: its class, and the keyword arguments that make it what its name says.
+    """A base optimizer: its class, and the keyword arguments that its name implies.
 
     Attributes:
         cls: the class.
@@ -35,7 +35,7 @@ class ImportedBase(NamedTuple):
 
     Attributes:
         path: module and class, "module.Class"; a leading dot means this package.
-        extra: the extra of optex-rl that brings the package; None where nothing else is needed.
+        extra: the extra of optex-rl that installs the package; None if none is needed.
         kwargs: as of `Base`.
     """
 
@@ -93,7 +93,7 @@ def check_name(name: str) -> None:
 
 
 def resolve_base(base: str | type[Optimizer]) -> Base:
-    """The entry of a name, or of a class that the user brings.
+    """The entry of a name, or of a custom class.
 
     Raises:
         ConfigError: the name is unknown, its package is not installed, or the class is no `torch.optim.Optimizer`.

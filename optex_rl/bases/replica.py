@@ -1,6 +1,6 @@
 """A copy of a base optimizer whose parameters are one long vector, or one for each run of groups treated alike.
 
-An elementwise update does not know in which tensor an entry stands, so a chain of steps may be taken on two vectors
+An elementwise update does not depend on which tensor an entry is in, so a chain of steps may be taken on two vectors
 instead of a dozen small tensors: the same steps, up to the rounding of vectorised kernels, at a fraction of the cost.
 """
 
@@ -15,20 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ..common.linear_algebra import flatten, split
-from .protocols import Oracle
+from ..common.torch_private import copy_all, has_step_hooks
+from .protocols import GradientFunction
 from .registry import is_elementwise
 
 
-def has_twin(base: Optimizer) -> bool:
-    """Whether the steps of ``base`` can be taken on flat vectors: nothing tells one tensor from another, or looks on.
+def has_replica(base: Optimizer) -> bool:
+    """Whether the steps of ``base`` can be taken on flat vectors, because no step depends on the shapes of tensors.
 
-    Not where a hook or a patched ``step`` sees every step, nor with parameters of several devices or precisions.
+    Not if a hook or a patched ``step`` must see every step, nor with parameters of several devices or precisions.
     """
-    own = base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks or "step" in vars(base)
-    if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or not is_elementwise(base):
+    if has_step_hooks(base) or "step" in vars(base) or not is_elementwise(base):
         return False
     if any(group.get("differentiable") or not group["params"] for group in base.param_groups):
         return False
@@ -78,8 +77,8 @@ def merged_state(states: Sequence[dict[str, Any]], parameters: Sequence[Tensor])
     return merged
 
 
-class FlatTwin:
-    """An elementwise base at its present parameters and state, to be stepped apart from it; see `has_twin`.
+class FlatReplica:
+    """An elementwise base at its present parameters and state, stepped independently of it; see `has_replica`.
 
     Args:
         base: the optimizer; only `commit` changes it.
@@ -104,9 +103,9 @@ class FlatTwin:
             vector.grad = gradient
         # Many optimizers initialise on `len(state) == 0`.
         known = {vector: state for vector, state in zip(self._vectors, states, strict=True) if state}
-        # Nobody looks on: what torch puts around every step, for hooks and profilers, costs as much as the step.
+        # The function that torch wraps for hooks and profilers: the wrapper costs as much as the step.
         self._step = inspect.unwrap(type(base).step)
-        # As out of a pickle: every option is in the groups, and to check them anew costs as much as two steps.
+        # As unpickling does: every option is in the groups, and the constructor's checks cost as much as two steps.
         self._optimizer: Optimizer = type(base).__new__(type(base))
         self._optimizer.__setstate__(
             {
@@ -117,9 +116,9 @@ class FlatTwin:
         )
 
     @classmethod
-    def of(cls, base: Optimizer, max_grad_norm: float | None) -> FlatTwin | None:
-        """The twin of ``base``, or None if it can have none."""
-        if not has_twin(base):
+    def of(cls, base: Optimizer, max_grad_norm: float | None) -> FlatReplica | None:
+        """The replica of ``base``, or None if it can have none."""
+        if not has_replica(base):
             return None
         runs = runs_of_groups(base)
         states = [merged_state([base.state.get(p, {}) for p in run["params"]], run["params"]) for run in runs]
@@ -135,8 +134,8 @@ class FlatTwin:
         self._point.copy_(point)
 
     @torch.no_grad()
-    def step(self, gradient: Tensor, oracle: Oracle | None = None) -> None:
-        """One base step with ``gradient [d]``, clipped; an elementwise base asks no ``oracle``."""
+    def step(self, gradient: Tensor, gradient_function: GradientFunction | None = None) -> None:
+        """One base step with ``gradient [d]``, clipped; an elementwise base never calls ``gradient_function``."""
         factor = 1.0
         if self._max_grad_norm is not None:  # as clip_grad_norm_
             factor = min(1.0, self._max_grad_norm / (float(torch.linalg.vector_norm(gradient)) + 1e-6))
@@ -145,10 +144,10 @@ class FlatTwin:
 
     @torch.no_grad()
     def commit(self) -> None:
-        """Bring parameters and state of the base to where the twin is, in place."""
+        """Copy parameters and state of the replica into the base, in place."""
         for run, vector in zip(self._runs, self._vectors, strict=True):
             parameters: list[Tensor] = run["params"]
-            torch._foreach_copy_(parameters, split(vector, parameters))
+            copy_all(parameters, split(vector, parameters))
             for key, merged in self._optimizer.state[vector].items():
                 in_entries = _has_entries(merged, vector)
                 values = split(merged, parameters) if in_entries else [merged] * len(parameters)
@@ -156,10 +155,10 @@ class FlatTwin:
 
 
 def _assign(states: list[dict[str, Any]], key: str, values: list[Any]) -> None:
-    """Put copies of the ``values`` into states; into the tensors that are there already, if there are."""
+    """Put copies of the ``values`` into states; in place where there are tensors already."""
     present = [state.get(key) for state in states]
     if all(isinstance(value, Tensor) for value in (*present, *values)):
-        torch._foreach_copy_(present, values)  # type: ignore[arg-type]
+        copy_all(present, values)  # type: ignore[arg-type]
         return
     for state, value in zip(states, values, strict=True):
         state[key] = value.clone() if isinstance(value, Tensor) else value

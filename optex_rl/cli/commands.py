@@ -17,7 +17,7 @@ from ..common.errors import ConfigError, OptExError
 from ..common.storage import load_checkpoint, must_fit
 from ..common.validation import check_between
 from ..envs import make_vec
-from ..runner.folder import IDENTITY, check_settings
+from ..runner.folder import IDENTITY, check_shared_options
 from ..runner.loop import TrainResult, resume, train
 from ..runner.restore import restore_policy
 from ..runner.video import record_episode
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--threads", type=int, default=1, help="torch threads; more than 1 rarely pays (default: 1)")
 
     command = commands.add_parser("train", parents=[common], help="train a policy and write its run folder")
-    command.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with a run; only --iterations beside it")
+    command.add_argument("--resume", type=Path, metavar="RUN_DIR", help="resume a run; no other flag but --iterations")
     add_config_arguments(command)
     command.set_defaults(run=run_train)
 
@@ -87,9 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=run_evaluate)
 
-    command = commands.add_parser("plot", parents=[common], help="draw the learning curves of runs into one picture")
+    command = commands.add_parser("plot", parents=[common], help="draw the learning curves of runs into one plot")
     command.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
-    command.add_argument("--output", type=Path, help="picture file (default: learning_curve.png in the first RUN_DIR)")
+    command.add_argument("--output", type=Path, help="image file (default: learning_curve.png in the first RUN_DIR)")
     command.set_defaults(run=run_plot)
 
     add_compare_command(commands, common)
@@ -104,7 +104,7 @@ def run_train(options: argparse.Namespace) -> int:
     given = given_options(vars(options))
     config = TrainConfig.recommended(**given)
     print(f"{config.algo} on {config.env}, {config.method}, {config.optimizer} {config.learning_rate:g}")
-    print(describe_settings(config, given))
+    print(describe_presets(config, given))
     return report(train(config))
 
 
@@ -117,7 +117,7 @@ def run_resume(options: argparse.Namespace) -> int:
     result = resume(options.resume, iterations)
     if not result.rows and not result.interrupted:
         done = f"all its {result.iterations:,} iterations are done"
-        print(f"{options.resume} is finished: {done}; --iterations with a larger number goes on")
+        print(f"{options.resume} is finished: {done}; a larger --iterations continues it")
         return 0
     return report(result)
 
@@ -127,17 +127,17 @@ def report(result: TrainResult) -> int:
     print_summary(result)
     if not result.interrupted:
         return 0
-    print(f"go on with   optex-rl train --resume {result.run_dir}" if result.run_dir else "nothing was saved")
+    print(f"resume with  optex-rl train --resume {result.run_dir}" if result.run_dir else "nothing was saved")
     return 128 + (result.signal or 0)
 
 
-def describe_settings(config: TrainConfig, given: Collection[str]) -> str:
+def describe_presets(config: TrainConfig, given: Collection[str]) -> str:
     """One line saying which tuned options of the task are in force, those given on the command line left out."""
     tuned = tuned_options(config.env, config.algo)
     if not tuned:
-        return f"no tuned settings for {config.algo} on {config.env}: defaults"
+        return f"no presets for {config.algo} on {config.env}: defaults"
     words = [f"{name}={value}" for name, value in tuned.items() if name not in given]
-    return f"tuned settings: {', '.join(words) or 'none, all given'}"
+    return f"presets: {', '.join(words) or 'none, all given'}"
 
 
 def print_summary(result: TrainResult) -> None:
@@ -170,7 +170,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     path = options.run_dir / ("best_model.pt" if options.best else "checkpoint.pt")
     content = load_checkpoint(path)
     with must_fit(path):
-        check_settings(path, content, config, IDENTITY)
+        check_shared_options(path, content, config, IDENTITY)
     envs = make_vec(config.env, options.episodes)
     policy, normalizer = restore_policy(config, envs, path, content)
     returns = evaluate_policy(policy, envs, options.seed, normalizer)

@@ -14,15 +14,15 @@ from .flags import add_config_arguments, given_options
 # Decided by the comparison itself, or without a meaning in it.
 LEFT_OUT: Final = ("env", "method", "seed", "logdir", "run_name", "checkpoint_freq", "eval_freq", "progress_bar")
 DESCRIPTION: Final = """\
-Train every method on every task over seeds, all cores busy, and print what it took. Every method is tuned by the same
-rules: settings that have lost stop early, those that are left have --tuning-seeds seeds, and a grid whose best value
+Train every method on every task over seeds, all cores busy, and print what each takes. All are tuned by the same
+rules: settings that fall behind stop early, those that remain have --tuning-seeds seeds, and a grid whose best value
 lies at its edge is extended; the setting with the fewest iterations to the threshold makes the --seeds final runs. Each
-finished run is a file in --folder: the same command goes on with what is missing. table.md, summary.csv, curves.csv,
-tuning.csv, pictures and TensorBoard events are written there as well. The flags of train are options of all methods;
-what is not given is the tuned setting of each task."""
+finished run is a file in --folder: the same command does only what is missing. table.md, summary.csv, curves.csv,
+tuning.csv, plots and TensorBoard events are written there as well. The flags of train are options of all methods;
+what is not given comes from each task's presets."""
 METHODS_HELP: Final = """\
 vanilla, data-parallel, target, optex; mean and last: optex with that predictor; ppo: PPO with the samples of all N
-points; sb3-a2c, sb3-ppo: stable-baselines3 with the settings of rl_zoo3. Each may have options of its own, as in
+points; sb3-a2c, sb3-ppo: stable-baselines3 with the hyperparameters of rl_zoo3. Each may have options of its own, as in
 optex:stride=2,selection=last or sb3-ppo:steps=100000; of several numbers, as in ppo:n_epochs=5/10/20, tuning chooses
 one (default: the first four)"""
 
@@ -37,12 +37,12 @@ def add_compare_command(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--methods", nargs="+", metavar="METHOD", help=METHODS_HELP)
     command.add_argument("--seeds", type=int, default=10, help="final runs of each method and task (default: 10)")
-    text = "tuning runs of the settings that are left at the end (default: 5)"
+    text = "tuning runs of the settings that remain at the end (default: 5)"
     command.add_argument("--tuning-seeds", type=int, default=5, help=text)
     numbers: dict[str, Any] = {"type": float, "nargs": "+"}
     text = "grid to begin with, as factors on the learning rate; one: no tuning (default: 0.5 1 2 4)"
     command.add_argument("--learning-rates", **numbers, default=[0.5, 1.0, 2.0, 4.0], metavar="FACTOR", help=text)
-    text = "tuned after the learning rate (default: that of the task's settings)"
+    text = "tuned after the learning rate (default: that of the task's presets)"
     command.add_argument("--ent-coefs", **numbers, default=[], metavar="ENT_COEF", help=text)
     text = "return to reach, one a task (default: of known tasks)"
     command.add_argument("--threshold", **numbers, default=[], help=text)
@@ -71,7 +71,7 @@ def run_compare(options: argparse.Namespace) -> int:
     print(write_report(options.folder, thresholds))
     print(f"folder       {options.folder}\nTensorBoard  tensorboard --logdir {options.folder / 'tensorboard'}")
     if status:
-        print("stopped: the same command goes on with what is missing")
+        print("stopped: the same command does what is missing")
     return status
 
 
@@ -88,12 +88,12 @@ def read_thresholds(envs: Sequence[str], thresholds: Sequence[float]) -> dict[st
 
 def _run(flags: Mapping[str, Any], thresholds: Mapping[str, float]) -> int:
     """Do the runs; returns the exit status."""
-    from ..compare.sweep import Race, run_race
+    from ..compare.sweep import Sweep, run_sweep
 
     overrides = {name: value for name, value in given_options(flags).items() if name != "env"}
     names = ("folder", "seeds", "tuning_seeds", "learning_rates", "ent_coefs", "until_threshold", "workers")
     chosen = {name: flags[name] for name in names} | ({"methods": flags["methods"]} if flags["methods"] else {})
-    race = Race(
+    sweep = Sweep(
         **chosen,
         envs=flags["env"],
         algo=overrides.pop("algo", "a2c"),
@@ -101,5 +101,5 @@ def _run(flags: Mapping[str, Any], thresholds: Mapping[str, float]) -> int:
         overrides=overrides,
         progress_bar=not flags["no_progress_bar"],
     )
-    stop = run_race(race)
+    stop = run_sweep(sweep)
     return 128 + stop.number if stop.number is not None else 0

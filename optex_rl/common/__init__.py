@@ -1,1 +1,1 @@
-"""The ground that every wing stands on: errors, files, checks and linear algebra."""
+"""What all other wings build on: errors, files, checks and linear algebra."""

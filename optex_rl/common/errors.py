@@ -16,7 +16,7 @@ class RunFolderError(OptExError, OSError):
 
 
 class NumericalError(OptExError, ArithmeticError):
-    """Base class of numerical trouble."""
+    """Base class of numerical faults."""
 
 
 class NonFiniteError(NumericalError):
@@ -28,7 +28,7 @@ class NotPositiveDefiniteError(NumericalError):
 
 
 class ResumeWarning(UserWarning):
-    """A run goes on, but not bit for bit as if it had never stopped."""
+    """A run is resumed, but not bit for bit as if it had never stopped."""
 
 
 class PerformanceWarning(UserWarning):

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.func import grad, vjp, vmap
+
+from .torch_private import flatten_dense, unflatten_dense
 
 
 def _vjp(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -80,7 +81,7 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], target: Tensor, ite
     Args:
         product: x → A x; A symmetric and positive definite.
         target: right-hand side.
-        iterations: at most so many products; fewer where the residual has become negligible.
+        iterations: the most products; it stops earlier once the residual is negligible.
     """
     x, residual = torch.zeros_like(target), target.clone()
     direction, squared = residual.clone(), residual.dot(residual)
@@ -102,10 +103,9 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """Copy of all entries as one vector ``[d]``."""
     if len(tensors) == 1:  # their vector would be a view
         return tensors[0].flatten().clone()
-    vector: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
-    return vector
+    return flatten_dense(tensors)
 
 
 def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of a vector ``[d]`` in the shapes of ``like``."""
-    return list(_unflatten_dense_tensors(vector, like))  # type: ignore[no-untyped-call]
+    return list(unflatten_dense(vector, like))

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, loaded without running anybody's code, and checked to the last bit.
+"""Checkpoints: written whole or not at all, loaded without executing code, and verified by a checksum.
 
 A checkpoint is a file of ``torch.save`` followed by a footer: `MAGIC`, the version of the format, and the SHA-256 of
 everything before the footer. ``torch.load(path, weights_only=True)`` reads it as it stands.
@@ -6,6 +6,7 @@ everything before the footer. ``torch.load(path, weights_only=True)`` reads it a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -13,10 +14,12 @@ import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+import yaml
 from torch import Tensor
 
 from .errors import OptExError, RunFolderError
@@ -50,7 +53,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.unlink(missing_ok=True)  # what a kill left, or a link or a pipe that somebody put there
+        temporary.unlink(missing_ok=True)  # left by a killed process, or a link or pipe in its place
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
@@ -83,9 +86,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     data = _checked(path, read_regular(path, "a checkpoint"))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch muses about formats that end in the error below
+            warnings.simplefilter("ignore")  # torch warns of formats before it raises the error below
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch makes of it, somebody's file is no reason for a traceback
+    except Exception as error:  # of any type; a bad file is no bug, so there is no traceback
         raise RunFolderError(f"{path} is damaged or no checkpoint of optex-rl") from error
     with must_fit(path):
         if not isinstance(content, dict) or content.get("version") != FORMAT_VERSION:
@@ -93,8 +96,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+@functools.cache
+def packaged_table(package: str, name: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Options by task and algorithm, from a YAML file of the package; the same object at every call, to be copied."""
+    text = resources.files(package).joinpath(name).read_text(encoding="utf-8")
+    table: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(text)
+    return table
+
+
 def read_regular(path: Path, what: str, most_bytes: int = MOST_BYTES) -> bytes:
-    """Content of a file that somebody else may have put there: a regular one, and of a size that can be read.
+    """Content of a file that need not be trusted: it must be a regular one of limited size.
 
     Args:
         path: the file, or a link to it.
@@ -102,7 +113,7 @@ def read_regular(path: Path, what: str, most_bytes: int = MOST_BYTES) -> bytes:
         most_bytes: the most that it may have.
 
     Raises:
-        RunFolderError: it is missing, too large, or a pipe, a device or a folder, which could keep us reading for ever.
+        RunFolderError: it is missing, too large, or a pipe, a device or a folder, which might block or never end.
     """
 
     def without_waiting(name: str, flags: int) -> int:  # for the other end of a pipe
@@ -123,7 +134,7 @@ def read_regular(path: Path, what: str, most_bytes: int = MOST_BYTES) -> bytes:
 
 @contextmanager
 def must_fit(path: Path) -> Iterator[None]:
-    """The border around what uses the content of a checkpoint.
+    """Turn every error in a block that uses the content of a checkpoint into one sentence.
 
     Raises:
         RunFolderError: something failed in the block; it says that the checkpoint does not fit, and why.
@@ -132,14 +143,14 @@ def must_fit(path: Path) -> Iterator[None]:
         yield
     except RunFolderError:
         raise
-    except Exception as error:  # it is somebody's file: whatever comes of it, a traceback would tell them nothing
+    except Exception as error:  # the file can make any call fail, and a traceback would not help its user
         reason = "".join(str(error).splitlines()[:1])
         kind = "" if isinstance(error, OptExError) else f"{type(error).__name__}: "
         raise RunFolderError(f"{path}: this checkpoint does not fit, because {kind}{reason}") from error
 
 
 def _checked(path: Path, whole: bytes) -> bytes:
-    """What stands before the footer, if the footer says that it is as it was written."""
+    """The data before the footer, once magic bytes, checksum and version have been verified."""
     data, footer = whole[:-_FOOTER_SIZE], whole[-_FOOTER_SIZE:]
     magic, digest = footer[: len(MAGIC)], footer[-_DIGEST_SIZE:]
     if magic != MAGIC or digest != hashlib.sha256(data).digest():
@@ -153,10 +164,9 @@ def _checked(path: Path, whole: bytes) -> bytes:
 def check_like(path: str, value: Any, template: Any) -> None:
     """Refuse a loaded ``value`` that is not built like ``template``: keys, types, lengths, shapes and precisions.
 
-    Neither does it pass with numbers that are longer than any, or tensors with less behind them than their shape says:
-    some kernels write to these without looking.
-
-    A template that is None, or an empty list or dictionary, admits anything of its kind.
+    Also refused are whole numbers of more than `MOST_BITS` bits, and tensors whose storage is smaller than their shape
+    implies: some kernels would write beyond it. A template of None accepts any value, an empty list or dictionary any
+    one of its type.
 
     Raises:
         RunFolderError: naming the entry by its ``path``.
@@ -183,6 +193,6 @@ def check_like(path: str, value: Any, template: Any) -> None:
 def _check_entries(path: str, value: dict[Any, Any], template: dict[Any, Any]) -> None:
     if template and value.keys() != template.keys():
         names = ", ".join(sorted(map(str, value.keys() ^ template.keys())))
-        raise RunFolderError(f"{path} has not the entries it must have: {names} missing or too many")
+        raise RunFolderError(f"{path} does not have the entries it must have: {names} missing or too many")
     for key in template:
         check_like(f"{path}.{key}", value[key], template[key])

@@ -1,4 +1,4 @@
-"""What users give, numbers, choices and text: read, or refused in one sentence."""
+"""Checks of what users pass, numbers, choices and text: accepted, or refused in one sentence."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_flag(name: str, value: bool) -> None:
 
 
 def flag_reader(hint: Any) -> Callable[[str], Any]:
-    """What turns the text of a flag into a value of type ``hint``: the first of int, float, None and str that fits."""
+    """A parser of the text of a flag for type ``hint``: the first of None, int, float and str that fits."""
     allowed = get_args(hint) or (hint,)
 
     def value(text: str) -> Any:

@@ -1,1 +1,1 @@
-"""Methods side by side over seeds: runs, statistics, tables and pictures."""
+"""Methods side by side over seeds: runs, statistics, tables and plots."""

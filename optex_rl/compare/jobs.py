@@ -1,4 +1,4 @@
-"""One run of a race: trained, evaluated on the way, and kept as one file."""
+"""One run of a comparison: trained, evaluated on the way, and kept as one file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .rl_zoo3 import Sb3Config
 from .statistics import Curve, Point, hold_last, is_held
 
 FIRST_TUNING_SEED: Final = 1_000_000  # final seeds begin at 0, so the two are disjoint
-# What counts as solved. Gymnasium's own thresholds where the task can be expected to reach them within the settings.
+# What counts as solved. Gymnasium's own thresholds where the task can be expected to reach them with its presets.
 THRESHOLDS: Final[dict[str, float]] = {
     "CartPole-v1": 475.0,
     "Acrobot-v1": -100.0,
@@ -37,7 +37,7 @@ RunConfig: TypeAlias = TrainConfig | Sb3Config
 
 
 class Job(NamedTuple):
-    """What a run is and how it is called in tables.
+    """What a run is, and its names in tables.
 
     Attributes:
         env: the task.
@@ -71,12 +71,12 @@ class Job(NamedTuple):
         parts = (self.env, self.method, self.setting, str(self.config.seed))
         return "_".join(re.sub(r"[^\w.,=+-]+", "-", part) for part in parts) + ".json"
 
-    def settings(self) -> dict[str, Any]:
-        """The options that decide what the run gives."""
-        settings = self.config.settings()
+    def shared_options(self) -> dict[str, Any]:
+        """The options that decide the results of the run."""
+        options = self.config.shared_options()
         if isinstance(self.config, TrainConfig):
-            settings["iterations"] = self.config.iterations
-        return json.loads(json.dumps(settings | {"until": self.until}))  # type: ignore[no-any-return]
+            options["iterations"] = self.config.iterations
+        return json.loads(json.dumps(options | {"until": self.until}))  # type: ignore[no-any-return]
 
 
 class Run(NamedTuple):
@@ -86,7 +86,7 @@ class Run(NamedTuple):
     method: str
     setting: str
     seed: int
-    settings: dict[str, Any]
+    options: dict[str, Any]
     curve: Curve
     warnings: list[str]
 
@@ -99,7 +99,7 @@ class Run(NamedTuple):
 def follow_training(config: TrainConfig, until: float | None = None) -> Curve:
     """Train, and evaluate the iterate before the first iteration, every ``eval_freq`` ones, and after the last.
 
-    A run that holds the return ``until``, or that numerical trouble stops, keeps its last policy for the iterations
+    A run that holds the return ``until``, or that a numerical fault stops, keeps its last policy for the iterations
     that are left.
     """
     trainer = Trainer(config)
@@ -123,7 +123,7 @@ def follow_training(config: TrainConfig, until: float | None = None) -> Curve:
 
 
 def threshold_of(env: str, thresholds: Mapping[str, float]) -> float:
-    """The return to reach on a task: what is given in ``thresholds``, else that of `THRESHOLDS`.
+    """The return to reach on a task: that in ``thresholds``, else that in `THRESHOLDS`.
 
     Raises:
         ConfigError: there is none.
@@ -135,7 +135,7 @@ def threshold_of(env: str, thresholds: Mapping[str, float]) -> float:
 
 
 def check_can_run(config: RunConfig) -> None:
-    """Find out in a moment what would fail in a worker.
+    """Find out early what would fail in a worker.
 
     Raises:
         ConfigError: the task, an option, or stable-baselines3 is not there.
@@ -168,7 +168,7 @@ def run_job(job: Job, folder: Path) -> float:
         "method": job.method,
         "setting": job.setting,
         "seed": job.config.seed,
-        "settings": job.settings(),
+        "settings": job.shared_options(),  # the key that folders of earlier versions have
         "curve": curve._asdict(),
         "warnings": sorted({str(warning.message) for warning in caught}),
     }
@@ -180,7 +180,7 @@ def read_run(path: Path) -> Run:
     """A run from its file.
 
     Raises:
-        RunFolderError: the file cannot be read, or is no such file.
+        RunFolderError: the file cannot be read, or does not hold a run.
     """
     data = read_regular(path, "a run of a comparison", MOST_BYTES)
     try:
@@ -189,6 +189,7 @@ def read_run(path: Path) -> Run:
         lengths = set(map(len, curve))
         if len(lengths) != 1 or lengths <= {0, 1}:
             raise ValueError("a curve needs two evaluations or more")
+        content["options"] = content.pop("settings")
         return Run(**content | {"curve": curve})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunFolderError(f"{path} cannot be read as a run of a comparison: remove it") from error
@@ -203,7 +204,7 @@ def is_done(job: Job, folder: Path) -> bool:
     path = folder / job.file_name
     if not path.exists():
         return False
-    saved, wanted = read_run(path).settings, job.settings()
+    saved, wanted = read_run(path).options, job.shared_options()
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
             raise RunFolderError(

@@ -1,4 +1,4 @@
-"""Pictures of a race: learning curves against three axes, and performance profiles. Needs the extra ``compare``."""
+"""Plots of a comparison: learning curves against three axes, and performance profiles. Needs the extra ``compare``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def draw_task(entries: Sequence[Entry], output: Path) -> None:
 
     Args:
         entries: one a method, all of one task.
-        output: picture file.
+        output: image file.
 
     Raises:
         ConfigError: Matplotlib is missing, or cannot write this kind of file.
@@ -69,7 +69,7 @@ def draw_profiles(methods: Mapping[str, Sequence[Entry]], output: Path) -> None:
 
     Args:
         methods: by name, one entry a task.
-        output: picture file.
+        output: image file.
 
     Raises:
         ConfigError: Matplotlib is missing, or cannot write this kind of file.

@@ -1,4 +1,4 @@
-"""What a race gives: tables, CSV files, TensorBoard events, all made from the runs in its folder, finished or not."""
+"""Tables, CSV files and TensorBoard events of a comparison, made from the runs that are finished so far."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .results import Entry, Trial, chosen_by_method, gather, gather_trials, norm
 from .statistics import interquartile_mean, stack_returns, stratified_interval
 
 CAPTION: Final = """\
-A run is evaluated without noise (the most likely action at every step); evaluations and set-up are not on the clock.
+A run is evaluated without noise (the most likely action at every step); evaluations and set-up are not timed.
 It reaches the threshold at its first evaluation whose mean with the next one is at least the threshold (the last one
 stands alone). Iterations, steps, processor seconds and seconds to it: medians over seeds, a run that never reaches it
 counted as infinite. Area (mean return over the sequential iterations) and return at the end: interquartile means over
@@ -28,7 +28,7 @@ seeds with their 95 % bootstrap intervals; a run that stopped at its threshold c
 Late: the lowest interquartile mean of an evaluation in the last quarter, in per cent of the way from the start to the
 threshold. Tuning: geometric means of the iterations to the threshold, a run that never gets there counting as twice its
 length, and with how many seeds. * is the setting chosen, among those tried with the most seeds. An iteration of sb3-a2c
-and sb3-ppo is a rollout with its updates, so their iterations and areas are no measure for the others'."""
+and sb3-ppo is a rollout with its updates, so their iterations and areas cannot be compared with the others'."""
 HEADER: Final = (
     "| method | setting | iterations | 10³ steps | CPU s | wall s | reached | area (95 %) | end (95 %) | late |\n"
     "|---|---|---|---|---|---|---|---|---|---|"
@@ -148,7 +148,7 @@ def write_events(folder: Path, entries: Sequence[Entry]) -> None:
 
 
 def write_report(folder: Path, thresholds: Mapping[str, float]) -> str:
-    """Write tables, CSV files, pictures and TensorBoard events into the folder of a race; returns the tables.
+    """Write tables, CSV files, plots and TensorBoard events into the folder of a comparison; returns the tables.
 
     Raises:
         ConfigError: Matplotlib is missing, or there is no threshold for a task.
@@ -163,8 +163,8 @@ def write_report(folder: Path, thresholds: Mapping[str, float]) -> str:
     if trials:
         write_csv(folder / "tuning.csv", [trial._asdict() for trial in trials])
     tables = make_tables(entries, trials)
-    trouble = [f"{run.env}, {run.method}, {run.setting}, seed {run.seed}: {w}" for run in runs for w in run.warnings]
-    tables += "".join(f"\nNumerical trouble: {line}\n" for line in trouble)
+    faults = [f"{run.env}, {run.method}, {run.setting}, seed {run.seed}: {w}" for run in runs for w in run.warnings]
+    tables += "".join(f"\nNumerical fault: {line}\n" for line in faults)
     write_atomically(folder / "table.md", tables.encode())
     write_csv(folder / "summary.csv", summary_rows(entries))
     write_events(folder / "tensorboard", entries)

@@ -1,4 +1,4 @@
-"""The finished runs of a race, by task, method and setting."""
+"""The finished runs of a comparison, by task, method and setting."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Entry:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All finished runs of a race.
+    """All finished runs of a comparison.
 
     Raises:
         RunFolderError: there are none, or a file is damaged.
@@ -73,7 +73,7 @@ def gather(runs: Sequence[Run], thresholds: Mapping[str, float]) -> list[Entry]:
             chosen = best_setting(tuned or of_method, threshold)
             for setting, members in _grouped(of_method, "setting").items():
                 curves = [run.curve for run in members]
-                whole = all(run.settings.get("until") is None for run in members)
+                whole = all(run.options.get("until") is None for run in members)
                 entries.append(Entry(env, method, setting, setting == chosen, curves, start, threshold, whole))
     return entries
 
@@ -119,7 +119,7 @@ def best_setting(runs: Sequence[Run], threshold: float) -> str:
 def _order(run: Run) -> tuple[Any, ...]:
     """Known tasks and methods first, in the order of their tables; settings by number."""
     tasks, names = list(THRESHOLDS), NAMES
-    name, rate = run.method.partition(":")[0], run.settings.get("learning_rate")
+    name, rate = run.method.partition(":")[0], run.options.get("learning_rate")
     return (
         tasks.index(run.env) if run.env in tasks else len(tasks),
         run.env,

@@ -1,27 +1,21 @@
-"""Runs of stable-baselines3 with the settings of rl_zoo3, from ``rl_zoo3.yml``: the rivals sb3-a2c and sb3-ppo."""
+"""The baselines sb3-a2c and sb3-ppo: stable-baselines3 with rl_zoo3's hyperparameters, from ``rl_zoo3.yml``."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-import yaml
-
 from ..common.errors import ConfigError
+from ..common.storage import packaged_table
 from ..common.validation import check_between
 from ..training.config import LARGEST_SEED, MOST_EPISODES
 
 
-@functools.cache
 def _table() -> dict[str, dict[str, dict[str, Any]]]:
     """Options by task and algorithm."""
-    text = resources.files(__package__ or "optex_rl.compare").joinpath("rl_zoo3.yml").read_text(encoding="utf-8")
-    table: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(text)
-    return table
+    return packaged_table("optex_rl.compare", "rl_zoo3.yml")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +32,7 @@ class Sb3Config:
         eval_episodes: episodes of each.
 
     Raises:
-        ConfigError: there are no settings for the task, or a number is outside what is allowed.
+        ConfigError: rl_zoo3 has no hyperparameters for the task, or a number is outside what is allowed.
     """
 
     algo: str
@@ -50,7 +44,9 @@ class Sb3Config:
 
     def __post_init__(self) -> None:
         if self.algo not in _table().get(self.env, {}):
-            raise ConfigError(f"there are no settings of rl_zoo3 for {self.algo} on {self.env}: {', '.join(_table())}")
+            raise ConfigError(
+                f"rl_zoo3 has no hyperparameters for {self.algo} on {self.env}: choose {', '.join(_table())}"
+            )
         check_between("seed", self.seed, 0, LARGEST_SEED)
         check_between("evaluations", self.evaluations, 1, 10**6)
         check_between("eval_episodes", self.eval_episodes, 1, MOST_EPISODES)
@@ -61,6 +57,6 @@ class Sb3Config:
         """What rl_zoo3 says, as in its file."""
         return copy.deepcopy(_table()[self.env][self.algo])  # A2C writes into the policy_kwargs that it is given
 
-    def settings(self) -> dict[str, Any]:
+    def shared_options(self) -> dict[str, Any]:
         """Everything that decides what the run gives."""
         return dataclasses.asdict(self) | self.options()

@@ -1,4 +1,4 @@
-"""stable-baselines3 on the clock: a run with the settings of rl_zoo3, evaluated like ours."""
+"""Timed runs of stable-baselines3 with the hyperparameters of rl_zoo3, evaluated like ours."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EvaluationClock(BaseCallback):
     Args:
         evaluate: mean return of the policy as it is.
         every: rollouts between two evaluations.
-        rollouts: after so many the run is cut off; None for never.
+        rollouts: number after which the run is cut off; None for never.
         until: the return at which it is cut off once it holds it; None for never.
     """
 

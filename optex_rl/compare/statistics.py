@@ -123,7 +123,7 @@ def held(returns: Sequence[float], threshold: float) -> bool:
 
 
 def tuning_score(curves: Sequence[Curve], threshold: float) -> tuple[float, float]:
-    """What settings are ordered by, the least first: how many iterations to the threshold, over seeds.
+    """The score by which settings are ordered, the least first: iterations to the threshold, over seeds.
 
     The geometric mean of the iterations that each run needs, one that never gets there counting as twice its length
     (penalised average runtime: Hutter et al., 2009, JAIR 36). Of five runs one that fails makes a setting that takes 6

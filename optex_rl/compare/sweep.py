@@ -1,4 +1,4 @@
-"""Many runs at once: methods × settings × seeds over the cores, and what is left of them after an interruption."""
+"""Many runs at once: methods × settings × seeds over all cores; after an interruption only missing ones are done."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ Cell: TypeAlias = tuple[str, str]  # task, method
 
 
 @dataclass(frozen=True, kw_only=True)
-class Race:
-    """What is compared with what.
+class Sweep:
+    """A comparison of methods on tasks, over settings and seeds.
 
     Every method is tuned by the same rules on every task, see `optex_rl.compare.tuning`: its learning rate, the entropy
     coefficients, and the options for which its name gives several numbers. Settings are ordered by the iterations that
     they take to the threshold, see `tuning_score`; the best makes the final runs, with other seeds.
 
     Args:
-        folder: where the runs are kept; the same folder goes on with what is missing.
+        folder: where the runs are kept; in a folder that has some, only missing ones are done.
         envs: tasks.
         algo: the agent of methods that do not name one.
         methods: see `optex_rl.compare.methods`.
         seeds: final runs of each method on each task.
-        tuning_seeds: tuning runs of the settings that are left at the end.
-        learning_rates: factors on the learning rate of the task's settings, the grid to begin with; one: no tuning.
-        ent_coefs: entropy coefficients; that of the task's settings if empty.
+        tuning_seeds: tuning runs of the settings that remain at the end.
+        learning_rates: factors on the learning rate of the task's presets, the grid to begin with; one: no tuning.
+        ent_coefs: entropy coefficients; that of the task's presets if empty.
         thresholds: the return to reach on each task; they win over `THRESHOLDS`.
         until_threshold: whether a run stops once it holds its threshold.
         overrides: options of `TrainConfig` for all methods.
@@ -142,14 +142,14 @@ class Race:
         try:
             while True:
                 settings, seeds = next(trials)
-                # Seed by seed, so that whatever else the machine does falls on all settings alike.
+                # Seed by seed, so that other load on the machine slows all settings alike.
                 yield sorted((job for s in settings for job in tuning(s, seeds)), key=lambda job: job.config.seed)
         except StopIteration as stop:
             best: Setting = stop.value
         yield [self.job(env, method, best, seed) for seed in range(self.seeds)]
 
 
-def run_race(race: Race) -> StopRequest:
+def run_sweep(sweep: Sweep) -> StopRequest:
     """Do all runs that are missing; Ctrl-C and SIGTERM end it, and what is finished is kept.
 
     Returns:
@@ -157,54 +157,56 @@ def run_race(race: Race) -> StopRequest:
 
     Raises:
         ConfigError: a task, method or option cannot be used; nothing was run then.
-        RunFolderError: the folder holds runs with other options, or another process is at it.
+        RunFolderError: the folder holds runs with other options, or another process is writing to it.
         NumericalError, OptExError: a run or a worker failed.
     """
-    for cell in itertools.product(race.envs, race.methods):
-        threshold_of(cell[0], race.thresholds)
-        check_can_run(next(race.batches(*cell))[0].config)
+    for cell in itertools.product(sweep.envs, sweep.methods):
+        threshold_of(cell[0], sweep.thresholds)
+        check_can_run(next(sweep.batches(*cell))[0].config)
     try:
-        race.folder.mkdir(parents=True, exist_ok=True)
+        sweep.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunFolderError(f"the folder {race.folder} cannot be made: {error.strerror}") from error
-    workers = race.workers or os.cpu_count() or 1
+        raise RunFolderError(f"the folder {sweep.folder} cannot be made: {error.strerror}") from error
+    workers = sweep.workers or os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
     with (
-        locked(race.folder),
+        locked(sweep.folder),
         stop_on_interrupt() as stop,
-        tqdm(unit="run", disable=not race.progress_bar, dynamic_ncols=True, bar_format=BAR) as bar,
+        tqdm(unit="run", disable=not sweep.progress_bar, dynamic_ncols=True, bar_format=BAR) as bar,
         ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool,
     ):
-        runner = Runner(race, pool, bar, workers)
+        runner = Runner(sweep, pool, bar, workers)
         try:
-            for env in race.envs:
+            for env in sweep.envs:
                 runner.run_task(env, stop)
         except BrokenProcessPool as error:
-            raise OptExError("a worker process died, perhaps for want of memory; the finished runs are kept") from error
+            raise OptExError(
+                "a worker process died, perhaps because memory ran out; the finished runs are kept"
+            ) from error
         finally:
             runner.give_up()
     return stop
 
 
 class Runner:
-    """Keeps the workers busy: each method goes on with its next batch as soon as the last one is done.
+    """Keeps the workers busy: each method starts its next batch as soon as the last one is done.
 
     Args:
-        race: what is run.
+        sweep: what is run.
         pool: the workers.
         bar: shows how many runs are done, of how many that are known, and when they will end.
         workers: how many there are.
     """
 
-    def __init__(self, race: Race, pool: ProcessPoolExecutor, bar: Any, workers: int) -> None:
-        self.race, self.pool, self.bar, self.workers = race, pool, bar, workers
+    def __init__(self, sweep: Sweep, pool: ProcessPoolExecutor, bar: Any, workers: int) -> None:
+        self.sweep, self.pool, self.bar, self.workers = sweep, pool, bar, workers
         self._pending: dict[Future[float], Cell] = {}
         self._seconds: dict[Cell, list[float]] = {}  # of the runs done here
-        self._tuning = set(itertools.product(race.envs, race.methods))  # cells whose final runs are still to come
+        self._tuning = set(itertools.product(sweep.envs, sweep.methods))  # cells whose final runs are still to come
 
     def run_task(self, env: str, stop: StopRequest) -> None:
-        """All runs of a task, until somebody asks to stop."""
-        batches = {(env, method): self.race.batches(env, method) for method in self.race.methods}
+        """All runs of a task, until a stop is requested."""
+        batches = {(env, method): self.sweep.batches(env, method) for method in self.sweep.methods}
         for cell, iterator in batches.items():
             self._submit(cell, iterator)
         while self._pending and not stop.requested:
@@ -218,19 +220,19 @@ class Runner:
             self._show()
 
     def _submit(self, cell: Cell, batches: Iterator[list[Job]]) -> None:
-        """Hand out a method's next batch of which something is missing, if there is one."""
+        """Submit a method's next batch that is not complete, if there is one."""
         for batch in batches:
-            missing = [job for job in batch if not is_done(job, self.race.folder)]
+            missing = [job for job in batch if not is_done(job, self.sweep.folder)]
             if batch[0].config.seed < FIRST_TUNING_SEED:
                 self._tuning.discard(cell)
                 self.bar.update(len(batch) - len(missing))
             if missing:
-                self._pending |= {self.pool.submit(run_job, job, self.race.folder): cell for job in missing}
+                self._pending |= {self.pool.submit(run_job, job, self.sweep.folder): cell for job in missing}
                 return
 
     def _show(self) -> None:
         """How many runs are known to be left, and when they end if they take as long as those of their kind did."""
-        left = Counter(self._pending.values()) + Counter(dict.fromkeys(self._tuning, self.race.seeds))
+        left = Counter(self._pending.values()) + Counter(dict.fromkeys(self._tuning, self.sweep.seeds))
         self.bar.total = self.bar.n + left.total()
         seconds = expected_seconds(left, self._seconds) / self.workers
         self.bar.set_postfix_str(time.strftime("ends about %H:%M", time.localtime(time.time() + seconds)))

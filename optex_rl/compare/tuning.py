@@ -1,6 +1,6 @@
-"""The choice of a method's setting: successive halving along one option after the other, on grids that grow.
+"""Tuning of a method: successive halving along one option after the other, on grids that are extended where needed.
 
-Pure: what has to be run is asked for, and whoever asks goes on with the scores.
+Nothing is run here: the generators yield the trials that they need, and read the scores once these are done.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Final, NamedTuple, TypeAlias
 Setting: TypeAlias = tuple[float, ...]  # one value an axis
 Trials: TypeAlias = tuple[list[Setting], int]  # settings, and with how many seeds each is wanted
 Search: TypeAlias = Generator[Trials, None, Setting]
-Score: TypeAlias = Callable[[Setting, int], tuple[float, float]]  # of a setting, by so many seeds; less is better
+Score: TypeAlias = Callable[[Setting, int], tuple[float, float]]  # of a setting, over a number of seeds; less is better
 
-HOPELESS: Final = 2.0  # a setting that takes so many times the iterations of the best has lost
+HOPELESS: Final = 2.0  # times the best one's iterations: a setting that takes more is dropped
 MOST_EXTENSIONS: Final = 3  # values added to one end of a grid
 
 
@@ -61,7 +61,7 @@ class Axis(NamedTuple):
 
 
 def rungs(seeds: int) -> list[int]:
-    """How many seeds the settings that are still in the running have had after each round."""
+    """How many seeds the remaining settings have had after each round."""
     return sorted({min(count, seeds) for count in (2, 3, seeds)})
 
 
@@ -72,8 +72,8 @@ def search(axes: Sequence[Axis], seeds: int, score: Score) -> Search:
 
     Args:
         axes: what may be tuned; one with a single value is not.
-        seeds: how many the best one has been tried with in the end.
-        score: asked for trials only that were yielded before.
+        seeds: with how many the best one has been tried in the end.
+        score: called only for trials that were yielded before.
     """
     best = tuple(axis.start for axis in axes)
     tuned = [number for number, axis in enumerate(axes) if len(axis.values) > 1]
@@ -102,9 +102,9 @@ def _along(axis: Axis, number: int, best: Setting, seeds: int, score: Score) -> 
 
 
 def halve(settings: Sequence[Setting], seeds: int, score: Score) -> Search:
-    """Successive halving (Jamieson and Talwalkar, 2016, arXiv 1502.07943): the better half goes on to more seeds.
+    """Successive halving (Jamieson and Talwalkar, 2016, arXiv 1502.07943): the better half gets more seeds.
 
-    Here three go on where there are that many, and none that is `HOPELESS`.
+    Here at least three remain, if there are that many and none is `HOPELESS`.
     """
     running = list(settings)
     for count in rungs(seeds):

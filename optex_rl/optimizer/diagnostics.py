@@ -1,4 +1,4 @@
-"""How good the predictions of a sequential iteration were, as figures for a log.
+"""Diagnostics of a sequential iteration: how good its predictions were, as numbers for a log.
 
 Axes: ``N`` points, ``d`` parameters, ``B`` blocks.
 """
@@ -23,7 +23,7 @@ def mean_cosines(a: Tensor, b: Tensor, sizes: list[int]) -> list[float]:
         sizes: of the blocks, which are consecutive and make up ``d``.
     """
     blocks = list(zip(torch.split(a, sizes, dim=1), torch.split(b.to(a), sizes, dim=1), strict=True))
-    # Row by row, where all rows at once would need room for their products.
+    # Row by row: all rows at once would need memory for their products.
     dots = torch.stack([torch.stack([torch.dot(x, y) for x, y in zip(*pair, strict=True)]) for pair in blocks])
     norms = [torch.stack([torch.linalg.vector_norm(pair[i], dim=1) for pair in blocks]) for i in (0, 1)]
     # Over all columns dots add up, and so do the squares of norms; a zero vector has the cosine 0.
@@ -37,12 +37,12 @@ def mean_cosines(a: Tensor, b: Tensor, sizes: list[int]) -> list[float]:
 def iteration_statistics(
     cosines: list[float], variances: Tensor, estimator: Predictor, groups: list[dict[str, Any]]
 ) -> dict[str, float]:
-    """Figures that say how good the predictions were.
+    """The diagnostics of an iteration by name.
 
     Args:
         cosines: between predictions and true gradients, from `mean_cosines` over the groups; empty if there were none.
         variances: posterior variances at the points, ``[N, B]``.
-        estimator: gives what it has fitted.
+        estimator: gives its fitted hyperparameters.
         groups: parameter groups; several get a cosine each.
     """
     names = [str(group.get("name", number)) for number, group in enumerate(groups)]

@@ -24,8 +24,8 @@ from .selection import SELECTIONS
 class Engine:
     """Drives a base optimizer through the sequential iterations of OptEx.
 
-    `ask` and `tell` are one iteration; `evaluate`, `emulate` and `extrapolate` are the readings of ``step``. Between
-    calls the parameters are at the iterate, but for `emulate`, which leaves them at the point to evaluate next.
+    `ask` and `tell` are one iteration; `evaluate`, `emulate` and `extrapolate` are the modes of ``step``. Between calls
+    the parameters are at the iterate, except in the mode `emulate`, which leaves them at the point to evaluate next.
 
     Args:
         base: the base optimizer.
@@ -38,14 +38,14 @@ class Engine:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the history, the iteration under way and the statistics."""
+        """Drop the history, the iteration under way and the statistics."""
         self.estimator: Predictor | None = None
         self.proposal: Proposal | None = None
         self.statistics: dict[str, float] = {}
 
     def ask(self) -> Tensor:
         """The points ``[N, d]`` of the iteration under way, or of a new one if the parameters have moved."""
-        if self.proposal is None or self.proposal.spoilt or not self.base.is_at(self.proposal.points[0]):
+        if self.proposal is None or self.proposal.modified or not self.base.is_at(self.proposal.points[0]):
             self.proposal = propose(self.base, self._current_estimator(), self.options)
         return self.proposal.show()
 
@@ -60,38 +60,38 @@ class Engine:
         """Take gradients ``[N, d]`` and losses ``[N]`` at the points of `ask`, and ``move`` to the next iterate.
 
         ``with_gradient`` says which parameters have a gradient at all; None: every one that is not frozen. ``usable
-        [N]`` says at which points the evaluation is good; the others are as if they had not been asked for.
+        [N]`` says which evaluations may be used; the other points are treated as if they had never been asked for.
         """
         proposal = self.proposal
         if proposal is None:
             raise ConfigError("call ask() before tell(): there are no points that these gradients could belong to")
-        if proposal.spoilt:
+        if proposal.modified:
             raise ConfigError("the points of ask() were changed in place: change a copy of them, and ask() again")
         if move and not self.base.is_at(proposal.points[0]):
             raise ConfigError("the parameters were moved since ask(): ask() again, or tell with move=False")
-        told = check_evaluations(proposal.points, gradients, losses, self.options.selection, usable)
+        evaluations = check_evaluations(proposal.points, gradients, losses, self.options.selection, usable)
         self.base.with_gradient = with_gradient
         self.proposal = None
         if self.options.parallelism > 1:
-            self._take(proposal, told, move)
+            self._take(proposal, evaluations, move)
         elif move:
-            with self.base.undone_on_trouble():
-                self.base.step(told.gradients[0])
+            with self.base.undone_on_fault():
+                self.base.step(evaluations.gradients[0])
 
-    def _take(self, proposal: Proposal, told: Evaluations, move: bool) -> None:
-        """Evaluations of a proposal into the history, and the step they make, if they are to ``move``."""
-        estimator, distances = self._insert(proposal, told)
-        iterate = distances[0] if told.rows[0] == 0 and len(distances) == len(told.rows) else None
-        cosines = self._cosines(proposal, told)
+    def _take(self, proposal: Proposal, evaluations: Evaluations, move: bool) -> None:
+        """Insert the evaluations of a proposal into the history and, if ``move``, step to the next iterate."""
+        estimator, distances = self._insert(proposal, evaluations)
+        iterate = distances[0] if evaluations.rows[0] == 0 and len(distances) == len(evaluations.rows) else None
+        cosines = self._cosines(proposal, evaluations)
         maximize = bool(self.base.groups[0].get("maximize", False))
         choose = SELECTIONS[self.options.selection].choose
-        best = None if choose is None else choose(told.gradients, told.losses, maximize)
-        proposal.keep_only(None if best is None else told.rows[best])  # before the walk, which needs room of its own
-        with self.base.walk() as walker:
+        best = None if choose is None else choose(evaluations.gradients, evaluations.losses, maximize)
+        proposal.keep_only(None if best is None else evaluations.rows[best])  # before the steps, which need room
+        with self.base.committed_steps() as stepper:
             steps = 0
             if move:
-                steps = select(walker, estimator, proposal, told, best, self.options, iterate)
-        self._record(proposal, told, steps, cosines)
+                steps = select(stepper, estimator, proposal, evaluations, best, self.options, iterate)
+        self._record(proposal, evaluations, steps, cosines)
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
         """One iteration, ``closure`` evaluated at one point after the other; returns its result at the iterate."""
@@ -125,35 +125,35 @@ class Engine:
 
     @contextmanager
     def at_iterate(self) -> Iterator[None]:
-        """The parameters at the iterate for the length of the block, and back where `emulate` had left them."""
+        """Put the parameters at the iterate for the block, and then back where `emulate` had left them."""
         proposal = self.proposal
         if proposal is None or not self.base.is_at(proposal.points[len(proposal.gradients)]):
             yield
             return
         self.base.move_to(proposal.points[0])
-        yield  # no try: after an error, or in a block never left, the iterate is the better place to stay
-        # What loads, steps or moves the parameters within the block is not undone.
+        yield  # no try: after an error, or if the block is never left, they should stay at the iterate
+        # If the block itself loaded, stepped or moved the parameters, that is not undone.
         if self.proposal is proposal and self.base.is_at(proposal.points[0]):
             self.base.move_to(proposal.points[len(proposal.gradients)])
 
     def extrapolate(self) -> None:
-        """One true gradient into the history, then N·stride base steps with posterior means."""
+        """Insert one true gradient into the history, then take N·stride base steps with posterior means."""
         gradient, with_gradient = self.base.read_gradient()
         gradients, points = gradient[None], self.base.point()[None]
         check_finite(gradients)
         self.base.with_gradient = with_gradient
         here = predict_here(points, self._current_estimator())
         self.proposal = None
-        told = Evaluations([0], gradients, None)
-        estimator, distances = self._insert(here, told)
-        cosines = self._cosines(here, told)
+        evaluations = Evaluations([0], gradients, None)
+        estimator, distances = self._insert(here, evaluations)
+        cosines = self._cosines(here, evaluations)
         steps = self.options.parallelism * self.options.stride if estimator.ready else 1
-        with self.base.walk() as walker:
+        with self.base.committed_steps() as stepper:
             if estimator.ready:
-                follow(walker, estimator, [0] * steps, distances[0])
+                follow(stepper, estimator, [0] * steps, distances[0])
             else:
-                unpredicted_step(walker, gradients[0])
-        self._record(here, told, steps, cosines)
+                unpredicted_step(stepper, gradients[0])
+        self._record(here, evaluations, steps, cosines)
 
     def _current_estimator(self) -> Predictor | None:
         """The estimator, on the device and in the precision of the parameters now; None before the first pair."""
@@ -162,8 +162,10 @@ class Engine:
             self.estimator.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
         return self.estimator
 
-    def _insert(self, proposal: Proposal, told: Evaluations) -> tuple[Predictor, Tensor]:
-        """Add the pairs of usable points to the history, made here: modules move to their device after construction.
+    def _insert(self, proposal: Proposal, evaluations: Evaluations) -> tuple[Predictor, Tensor]:
+        """Add the pairs of usable points to the history.
+
+        It is created here, because modules are often moved to their device after the optimizer is constructed.
 
         Returns:
             The estimator, and the distances of those points to the history, ``[n, B, T]``.
@@ -171,8 +173,8 @@ class Engine:
         estimator = self._current_estimator()
         if estimator is None:
             estimator = self.estimator = self._new_estimator()
-        points = proposal.points if len(told.rows) == len(proposal.points) else proposal.points[told.rows]
-        return estimator, estimator.insert(points, told.gradients)
+        points = proposal.points if len(evaluations.rows) == len(proposal.points) else proposal.points[evaluations.rows]
+        return estimator, estimator.insert(points, evaluations.gradients)
 
     def _new_estimator(self) -> Predictor:
         parameter = self.base.parameters[0]
@@ -185,22 +187,22 @@ class Engine:
             **self.options.estimator_options(),
         )
 
-    def _cosines(self, proposal: Proposal, told: Evaluations) -> list[float]:
+    def _cosines(self, proposal: Proposal, evaluations: Evaluations) -> list[float]:
         """Mean cosine of predictions and true gradients, over all parameters and each group; empty if none was made."""
         predictions = proposal.estimates[:: self.options.stride]
-        rows = [row for row in told.rows if row < len(predictions)]  # the last point of a chain has none
+        rows = [row for row in evaluations.rows if row < len(predictions)]  # the last point of a chain has none
         if not rows:
             return []
         if len(rows) < len(predictions):
             predictions = predictions[rows]
         sizes = [sum(p.numel() for p in group["params"]) for group in self.base.groups]
-        return mean_cosines(predictions, told.gradients[: len(rows)], sizes)
+        return mean_cosines(predictions, evaluations.gradients[: len(rows)], sizes)
 
-    def _record(self, proposal: Proposal, told: Evaluations, steps: int, cosines: list[float]) -> None:
+    def _record(self, proposal: Proposal, evaluations: Evaluations, steps: int, cosines: list[float]) -> None:
         assert self.estimator is not None
         self.statistics = {"steps": float(steps), "history": float(len(self.estimator))}
         if not proposal.cold:
-            variances = proposal.variances[told.rows]
+            variances = proposal.variances[evaluations.rows]
             self.statistics |= iteration_statistics(cosines, variances, self.estimator, self.base.groups)
 
     def state_dict(self) -> dict[str, Any]:
@@ -219,7 +221,7 @@ class Engine:
             raise RuntimeError(f"the history is for {history['newest'].numel()} parameters, this optimizer has {d}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`. An iteration under way with another ``parallelism`` or ``stride`` is dropped.
+        """Load a state from `state_dict`. An iteration under way with another ``parallelism`` or ``stride`` is dropped.
 
         Raises:
             RuntimeError: the history is for another number of parameters.

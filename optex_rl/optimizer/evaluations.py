@@ -1,4 +1,4 @@
-"""What a user tells of the points of an iteration, and what is refused of it.
+"""The evaluations of an iteration's points, checked before anything uses them.
 
 Axes: ``N`` points, ``n`` of them usable, ``d`` parameters.
 """
@@ -18,7 +18,7 @@ from .selection import SELECTIONS
 
 @dataclass(frozen=True)
 class Evaluations:
-    """What was told of the usable points of a proposal.
+    """The evaluations of a proposal at its usable points.
 
     Attributes:
         rows: which of the N points they are, ascending; ``n``, at least one.
@@ -35,7 +35,7 @@ def as_losses(results: Sequence[Any]) -> Tensor:
     """The results of N closures as losses ``[N]``.
 
     Raises:
-        ConfigError: a result is no single number.
+        ConfigError: a result is not a single number.
     """
     try:
         numbers = [float(r.detach() if isinstance(r, Tensor) else r) for r in results]
@@ -66,7 +66,7 @@ def check_evaluations(
     """Refuse evaluations at ``points [N, d]`` of another shape, or that are not finite, before anything changes.
 
     Returns:
-        Those to go on with: of the mask ``usable [N]``, or all.
+        The evaluations to use: those in the mask ``usable [N]``, or all.
 
     Raises:
         ConfigError: ``gradients`` are not ``[N, d]``, or ``losses`` not ``[N]``, or missing where they are needed, or

@@ -13,16 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bases.flat import FlatBase, Walker
+from ..bases.flat import FlatBase, Stepper
+from ..common.torch_private import changes
 from .estimator.gp import Predictor
 from .evaluations import Evaluations
 from .options import OptExOptions
 from .selection import SELECTIONS
-
-
-def changes(tensor: Tensor) -> int:
-    """How often ``tensor`` was changed in place, 0 in inference mode, where torch does not count."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass
@@ -35,7 +31,7 @@ class Proposal:
             empty ``[0, d]`` where there was nothing to predict with and all points are the iterate.
         variances: posterior variances at the points, ``[N, B]``; empty where there was nothing to predict with.
         gradients: the true gradients known so far, each ``[d]``, in the order of the points.
-        shown: torch's count of changes in place to ``points`` when somebody else was first given them, or None.
+        shown: torch's count of changes in place to ``points`` when `show` returned them, or None.
     """
 
     points: Tensor
@@ -45,18 +41,18 @@ class Proposal:
     shown: int | None = None
 
     def show(self) -> Tensor:
-        """The points ``[N, d]``, not a copy, which would be as long as N gradients; see `spoilt`."""
+        """The points ``[N, d]``, not a copy, which would be as long as N gradients; see `modified`."""
         self.shown = changes(self.points)
         return self.points.detach()
 
     @property
-    def spoilt(self) -> bool:
+    def modified(self) -> bool:
         """Whether the points were changed in place since `show`."""
         return self.shown is not None and changes(self.points) != self.shown
 
     @property
     def cold(self) -> bool:
-        """Whether all points are copies of the iterate, for want of a prediction."""
+        """Whether all points are copies of the iterate, because there was nothing to predict with."""
         return self.variances.shape[0] == 0
 
     def fits(self, options: OptExOptions) -> bool:
@@ -65,7 +61,7 @@ class Proposal:
         return len(self.points) == N and (self.cold or len(self.estimates) == M)
 
     def keep_only(self, chosen: int | None) -> None:
-        """Give back the room of what `select` does not need: points but the chosen one; all where it refines (None)."""
+        """Free what `select` does not need: points but the chosen one; to refine (None) all of it."""
         self.points = self.points[:0].clone() if chosen is None else self.points[chosen : chosen + 1].clone()
         if chosen is None:
             self.estimates = self.estimates[:0].clone()
@@ -101,7 +97,7 @@ def predict_here(points: Tensor, estimator: Predictor | None) -> Proposal:
 
 @torch.no_grad()
 def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) -> Proposal:
-    """The points of the next evaluation: base steps with posterior means, taken back afterwards.
+    """The points of the next evaluation: base steps with posterior means, undone afterwards.
 
     θ₀ is the iterate; θᵢ is ``stride`` base steps from θᵢ₋₁, each with the posterior mean where it starts, the state of
     the base carried along (Algorithm 1, lines 3–5, where ``stride`` is 1). ``base`` is left as it was.
@@ -112,40 +108,41 @@ def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) 
         return predict_here(base.point().repeat(N, 1), None)
     distances = []
     last = (N - 1) * stride
-    # Filled row by row: lists would have to be copied. Before the walk: what that leaves is then one piece.
+    # Filled row by row, because a list would have to be copied; allocated before the steps, so that the memory which
+    # these free is in one piece.
     estimates = estimator.new_means(last)
     points = estimates.new_empty(N, estimates.shape[1], dtype=base.parameters[0].dtype)
-    with base.trial_walk() as walker:
+    with base.trial_steps() as stepper:
         for step in range(last + 1):
-            here = walker.point()
+            here = stepper.point()
             known = estimator.distances_to(here)
             if step % stride == 0:
                 points[step // stride] = here
                 distances.append(known)
             if step < last:
-                walker.step(estimator.mean(here, known, out=estimates[step]), estimator.mean)
+                stepper.step(estimator.mean(here, known, out=estimates[step]), estimator.mean)
     return Proposal(points, estimates, estimator.variances(torch.stack(distances)))
 
 
-def unpredicted_step(walker: Walker, gradient: Tensor) -> None:
-    """One base step with ``gradient [d]``, which stands for the gradient nearby too: nothing better is known."""
-    walker.step(gradient, lambda _: gradient)
+def unpredicted_step(stepper: Stepper, gradient: Tensor) -> None:
+    """One base step with ``gradient [d]``, which also stands for the gradient nearby, as there is no prediction."""
+    stepper.step(gradient, lambda _: gradient)
 
 
-def follow(walker: Walker, estimator: Predictor, near: Sequence[int], distances: Tensor | None = None) -> None:
+def follow(stepper: Stepper, estimator: Predictor, near: Sequence[int], distances: Tensor | None = None) -> None:
     """Base steps, each with the posterior mean at the point where it starts.
 
     Args:
-        walker: the base where the first step starts.
+        stepper: the base where the first step starts.
         estimator: predicts.
-        near: for each step the age of a point of the history that is near to where it starts, see `distances_to`.
+        near: for each step the age of a point of the history near its start, see `distances_to`.
         distances: of the first of these points to the history, ``[B, T]``, if they are known.
     """
     (mean,) = estimator.new_means(1)  # one for all steps: fresh memory costs more than what is computed into it
     for step, age in enumerate(near):
-        here = walker.point()
+        here = stepper.point()
         known = distances if step == 0 and distances is not None else estimator.distances_to(here, age)
-        walker.step(estimator.mean(here, known, out=mean), estimator.mean)
+        stepper.step(estimator.mean(here, known, out=mean), estimator.mean)
 
 
 def ages_on_the_way(rows: Sequence[int], steps: int, stride: int) -> list[int]:
@@ -161,36 +158,36 @@ def ages_on_the_way(rows: Sequence[int], steps: int, stride: int) -> list[int]:
 
 @torch.no_grad()
 def select(
-    walker: Walker,
+    stepper: Stepper,
     estimator: Predictor,
     proposal: Proposal,
-    told: Evaluations,
+    evaluations: Evaluations,
     best: int | None,
     options: OptExOptions,
     distances: Tensor | None = None,
 ) -> int:
-    """Move ``walker`` from the iterate to the next one; returns how many base steps lie between them.
+    """Move ``stepper`` from the iterate to the next one; returns how many base steps lie between them.
 
     Args:
-        walker: the base at the iterate, with the state that belongs to it.
+        stepper: the base at the iterate, with the state that belongs to it.
         estimator: its history holds the new pairs.
         proposal: what was evaluated; of its points only the chosen one is left.
-        told: the evaluations there.
+        evaluations: the evaluations there.
         best: which of them the `Selection` chose; None to refine.
         options: N and stride.
         distances: of the iterate to the history, ``[B, T]``, if they are known.
     """
     if proposal.cold or not estimator.ready:
-        unpredicted_step(walker, told.gradients.mean(0))
+        unpredicted_step(stepper, evaluations.gradients.mean(0))
         return 1
     if best is None:
         steps = options.parallelism * options.stride
-        follow(walker, estimator, ages_on_the_way(told.rows, steps, options.stride), distances)
+        follow(stepper, estimator, ages_on_the_way(evaluations.rows, steps, options.stride), distances)
         return steps
-    chosen = told.rows[best]
+    chosen = evaluations.rows[best]
     # The same base steps again bring the state that belongs to the chosen point; no copy of it was kept.
     for estimate in proposal.estimates[: chosen * options.stride]:
-        walker.step(estimate, estimator.mean)
-    walker.move_to(proposal.points[0])  # where it was evaluated, should the learning rate have changed since
-    walker.step(told.gradients[best], estimator.mean)
+        stepper.step(estimate, estimator.mean)
+    stepper.move_to(proposal.points[0])  # where it was evaluated, should the learning rate have changed since
+    stepper.step(evaluations.gradients[best], estimator.mean)
     return chosen * options.stride + 1

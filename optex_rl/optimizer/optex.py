@@ -27,16 +27,16 @@ class OptEx(Optimizer):
     in parallel, enter the history and make the step. One *sequential iteration* is
 
     1. ``points = optimizer.ask()``: N parameter sets ``[N, d]``, row 0 the current iterate;
-    2. the caller computes their gradients, wherever it likes; 3. ``optimizer.tell(gradients)``: on to the next iterate.
+    2. the caller computes their gradients, in any way; 3. ``optimizer.tell(gradients)``: on to the next iterate.
     ``step(closure)`` does all three, one point after the other. At first nothing can be predicted: all N points are the
     iterate, and the mean gradient makes one base step. Then ``"refine"`` looks ahead as if the gradient were constant;
-    the other selections, which go where they look, wait for a second distinct point.
+    the other selections, which step to the points that they propose, wait for a second distinct point.
 
     With ``parallelism=1`` OptEx *is* its base, bit for bit. Learning-rate schedulers, ``add_param_group``, state
     dictionaries, hooks, pickling and deepcopy work as for any `torch.optim` optimizer; the parameter groups and the
     per-parameter state are those of the base. Step hooks of the base itself see every base step.
 
-    Deviations from the paper: the selection ``"refine"``, ``stride``, length scale and noise by evidence, and clipping.
+    Not in the paper: the selection ``"refine"``, ``stride``, length scale and noise by evidence, and clipping.
 
     Args:
         params: parameters, or their groups.
@@ -54,7 +54,7 @@ class OptEx(Optimizer):
             with the new posterior means, which use all N gradients and average their noise.
         stride: base steps from one point to the next.
         blocks: ``"joint"``: one posterior for all parameters; ``"groups"``: one for each parameter group.
-        predictor: ``"posterior"``, or ``"mean"`` or ``"last"`` of the gradients known, to measure the posterior by.
+        predictor: ``"posterior"``, or as baselines ``"mean"`` or ``"last"`` of the known gradients.
         without_closure: what ``step()`` does without a closure. ``"extrapolate"``: the gradient in ``.grad`` enters the
             history, then N·stride base steps with posterior means: N updates for one evaluation. ``"emulate"``: each
             call is one of the N evaluations and leaves the parameters at the next point; equal to ask and tell.
@@ -109,7 +109,7 @@ class OptEx(Optimizer):
 
     @classmethod
     def wrap(cls, optimizer: Optimizer, **options: Any) -> OptEx:
-        """OptEx over an existing optimizer, whose groups and state it goes on with.
+        """OptEx over an existing optimizer, whose groups and state it keeps using.
 
         Args:
             optimizer: any first-order `torch.optim.Optimizer` that steps without a closure.
@@ -143,7 +143,7 @@ class OptEx(Optimizer):
         """The options given at construction."""
         return self._engine.options
 
-    # One source of truth: load_state_dict of the base replaces these objects, so copies of them would go stale.
+    # Not copied: load_state_dict of the base replaces these objects, and copies would go stale.
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -173,19 +173,19 @@ class OptEx(Optimizer):
         return dict(self._engine.statistics)
 
     def reset_history(self) -> None:
-        """Forget the history and the iteration under way, as after a change of the objective."""
+        """Drop the history and the iteration under way, for instance when the objective changes."""
         self._engine.reset()
 
     def at_iterate(self) -> AbstractContextManager[None]:
         """A block in which the parameters are at the iterate, to evaluate or save them there.
 
         Only with ``without_closure="emulate"`` are they ever elsewhere between two steps. A state dictionary made in
-        the block goes on from the iterate: what it holds of the iteration under way is evaluated anew.
+        the block continues from the iterate: the iteration under way is evaluated again.
         """
         return self._engine.at_iterate()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the base. The history starts anew: its rows have the old length."""
+        """Add a parameter group to the base. The history is reset: its rows have the old length."""
         self.base.add_param_group(param_group)
         self.reset_history()
 
@@ -207,9 +207,8 @@ class OptEx(Optimizer):
         Args:
             gradients: ``[N, d]``.
             losses: ``[N]``; needed by the selection ``"loss"``.
-            usable: mask ``[N]``; what was told of the other points, NaN for instance, is left out: they do not enter
-                the history, and the step is made from those that remain. All by default.
-            move: False where somebody else moves the parameters: then the pairs only enter the history.
+            usable: mask ``[N]`` of the evaluations to use, all by default; others may be NaN: they enter nothing.
+            move: False if the caller moves the parameters itself: then the pairs only enter the history.
 
         Raises:
             ConfigError: `ask` was not called, its points were changed in place, the parameters were moved since, or the
@@ -219,7 +218,7 @@ class OptEx(Optimizer):
             NotPositiveDefiniteError: the kernel matrix cannot be factorised; parameters and state are as before.
         """
         self._engine.tell(gradients, losses, usable=usable, move=move)
-        self._opt_called = True  # to a learning-rate scheduler this was the step it waits for
+        self._opt_called = True  # learning-rate schedulers warn unless a step was made before theirs
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -234,8 +233,7 @@ class OptEx(Optimizer):
 
         Raises:
             ConfigError: no parameter has a gradient, or a gradient is sparse.
-            NonFiniteError: a gradient or loss is NaN or infinite, or parameters would become so; they are at the
-                iterate.
+            NonFiniteError: a gradient, a loss or a new parameter is NaN or infinite; the parameters are at the iterate.
         """
         if self.options.parallelism == 1:
             return self._base_step(closure)
@@ -272,7 +270,7 @@ class OptEx(Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state dictionary of OptEx, or of its bare base: then the history starts anew.
+        """Load a state dictionary of OptEx, or one of its bare base, with which the history is reset.
 
         The options stay those given at construction.
 
@@ -294,7 +292,7 @@ class OptEx(Optimizer):
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Only what makes the optimizer: a scheduler's patched step and hooks of others do not pickle.
+        # Only the engine: a scheduler's patched step and hooks of users cannot be pickled.
         return {"_engine": self._engine}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

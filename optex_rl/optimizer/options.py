@@ -56,6 +56,6 @@ class OptExOptions:
             raise ConfigError(f"max_grad_norm must be positive or None, got {self.max_grad_norm}")
 
     def estimator_options(self) -> dict[str, Any]:
-        """The part that concerns the predictor: only the posterior has something to fit."""
+        """The options of the predictor; only the posterior has hyperparameters."""
         fitted = ("kernel", "lengthscale", "noise") if self.predictor == "posterior" else ()
         return {name: getattr(self, name) for name in ("history_size", *fitted)}

@@ -30,9 +30,9 @@ class Selection:
 
     @property
     def looks_first(self) -> bool:
-        """Whether no step leads to a region that has not been evaluated: then to look ahead one gradient is enough.
+        """Whether OptEx never steps to a region it has not evaluated, so that one gradient is enough to look ahead.
 
-        One point says nothing of how the gradient changes; along it one may look, but not go.
+        A single gradient does not say how the gradient changes: it may choose points to evaluate, but not a step.
         """
         return self.choose is None
 
@@ -44,7 +44,7 @@ def last_point(gradients: Tensor, losses: Tensor | None, maximize: bool) -> int:
 
 def least_loss(gradients: Tensor, losses: Tensor | None, maximize: bool) -> int:
     """The point with the least loss, or the greatest where the base ascends (paper, Sec. 4.3 and Fig. 6)."""
-    assert losses is not None, "check_evaluations has seen to it"
+    assert losses is not None, "check_evaluations refuses missing losses"
     return int(losses.argmax() if maximize else losses.argmin())
 
 

@@ -1,1 +1,1 @@
-"""A run on disk: training and going on, its folder, checkpoints, log and pictures."""
+"""Runs on disk: training and resuming, run folders, checkpoints, logs and plots."""

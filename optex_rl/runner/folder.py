@@ -1,4 +1,4 @@
-"""Run folders: their names, what belongs together in them, and one process at a time."""
+"""Run folders: their names, the consistency of their files, and a lock for one process at a time."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _free_folder(logdir: Path, config: TrainConfig) -> Path:
 
 
 def check_run_name(name: str) -> None:
-    """Refuse what is no name of one folder inside another.
+    """Refuse what is not the name of a single folder.
 
     Raises:
         RunFolderError: the name is empty, too long, a path, or holds characters that cannot be printed.
@@ -76,7 +76,7 @@ def check_run_name(name: str) -> None:
 def locked(run_dir: Path) -> Iterator[None]:
     """Keep other processes from writing to the run folder; the lock ends with the process, however that ends.
 
-    Where the system has no ``flock`` (Windows) nothing keeps them.
+    Where the system has no ``flock`` (Windows) there is no lock.
 
     Raises:
         RunFolderError: another process holds it.
@@ -99,7 +99,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 def describe_network(policy: nn.Module) -> dict[str, Any]:
-    """What tells one network from another, as plain values: its class, its activation, its tensors' shapes."""
+    """What distinguishes one network from another, as plain values: its class, its activation, its tensors' shapes."""
     return {
         "class": type(policy).__name__,
         "activation": str(getattr(policy, "activation", "")),
@@ -107,7 +107,9 @@ def describe_network(policy: nn.Module) -> dict[str, Any]:
     }
 
 
-def check_settings(path: Path, content: Mapping[str, Any], config: TrainConfig, names: tuple[str, ...] = ()) -> None:
+def check_shared_options(
+    path: Path, content: Mapping[str, Any], config: TrainConfig, names: tuple[str, ...] = ()
+) -> None:
     """Refuse a checkpoint whose run had other options than config.yml says.
 
     Args:
@@ -119,7 +121,7 @@ def check_settings(path: Path, content: Mapping[str, Any], config: TrainConfig, 
     Raises:
         RunFolderError: naming the first option that differs.
     """
-    saved, expected = content.get("settings"), config.settings()
+    saved, expected = content.get("options"), config.shared_options()
     if not isinstance(saved, dict):
         raise RunFolderError(f"{path} does not say which run it is from")
     for name in names or expected:

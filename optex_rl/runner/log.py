@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..common.errors import RunFolderError
 from ..common.storage import read_regular, write_atomically
 
-# The columns of progress.csv to begin with; whatever else is reported gets one when it first is.
+# The columns of progress.csv to begin with; any other metric gets one when it is first reported.
 COLUMNS: Final = (
     *("env_steps", "wall_time", "episodes", "cumulative_average_reward", "ep_rew_mean", "ep_len_mean", "fps"),
     *("learning_rate", "policy_loss", "value_loss", "entropy", "explained_variance"),
@@ -33,10 +33,10 @@ class RunLog:
 
     Args:
         run_dir: an existing folder.
-        iteration: sequential iterations done, what is on record of later ones being taken back; None for a new log.
+        iteration: sequential iterations done, records of later ones are removed; None for a new log.
 
     Raises:
-        RunFolderError: the files cannot be written, or progress.csv does not hold so many iterations.
+        RunFolderError: the files cannot be written, or progress.csv does not hold as many iterations.
     """
 
     def __init__(self, run_dir: Path, iteration: int | None = None) -> None:
@@ -60,7 +60,7 @@ class RunLog:
         self._rows = csv.DictWriter(self._file, self._columns, restval="")
 
     def _take_back(self, iteration: int) -> list[str]:
-        """Cut progress.csv off after so many iterations; returns its columns."""
+        """Cut progress.csv off after ``iteration`` rows; returns its columns."""
         lines = read_regular(self._path, "the progress of a run").split(b"\r\n")
         kept = lines[: iteration + 1]
         expected = [b"iteration", *(str(i).encode() for i in range(1, iteration + 1))]

@@ -16,7 +16,7 @@ from ..common.storage import load_checkpoint, must_fit, read_regular
 from ..training import EvaluatorFactory, Trainer, fuse
 from ..training.config import TrainConfig, load_config
 from ..training.rollouts.normalization import Normalizer
-from .folder import check_settings, locked, make_run_folder
+from .folder import check_shared_options, locked, make_run_folder
 from .log import ProgressBar
 from .recorder import Recorder
 from .restore import restore, total_iterations
@@ -65,9 +65,9 @@ def train(
 
     Args:
         config: the options.
-        policy: a network of the user's own, see `StackedPolicy`; by default an `MlpPolicy`.
-        agent: an agent of the user's own, in place of ``config.algo``.
-        evaluator: makes an evaluator of the user's own, from the arguments of `fuse`.
+        policy: a custom network, see `StackedPolicy`; by default an `MlpPolicy`.
+        agent: a custom agent, in place of ``config.algo``.
+        evaluator: makes a custom evaluator, from the arguments of `fuse`.
 
     Raises:
         ConfigError: an option, the task or its spaces cannot be used; no run folder is made then.
@@ -93,24 +93,24 @@ def resume(
     agent: Agent | None = None,
     evaluator: EvaluatorFactory = fuse,
 ) -> TrainResult:
-    """Go on with a run that was interrupted, killed, or is to have more iterations, from its last checkpoint.
+    """Resume a run that was interrupted, killed, or is to have more iterations, from its last checkpoint.
 
-    With natively vectorised tasks the run goes on bit for bit as if it had never stopped. A run that was stopped before
-    its first checkpoint starts anew in its folder; one that is finished is left as it is.
+    With natively vectorised tasks the run continues bit for bit as if it had never stopped. A run that was stopped
+    before its first checkpoint starts over in its folder; a finished one is left unchanged.
 
     Args:
         run_dir: the run folder.
         iterations: sequential iterations in all, at least as many as before. A learning rate that falls linearly
             falls to zero at the new number.
-        policy, agent, evaluator: those of the user's own that the run was started with, if it was.
+        policy, agent, evaluator: the custom ones that the run was started with, if any.
 
     Raises:
-        RunFolderError: the folder holds no run that could go on, or another process is at it.
+        RunFolderError: the folder holds no run that can be resumed, or another process is writing to it.
         ConfigError: config.yml holds an option that cannot be used.
         NumericalError: more than ``max_bad_iterations`` bad iterations in a row.
 
     Warns:
-        ResumeWarning: the environments do not give their state away, so their episodes start anew.
+        ResumeWarning: the environments cannot save their state, so their episodes start over.
     """
     run_dir = Path(run_dir)
     path = run_dir / "checkpoint.pt"
@@ -121,7 +121,7 @@ def resume(
         content = load_checkpoint(path) if path.exists() else None
         with must_fit(path):
             if content is not None:
-                check_settings(path, content, config)
+                check_shared_options(path, content, config)
             total = total_iterations(path, content, config.iterations, iterations)
         trainer = Trainer(dataclasses.replace(config, iterations=total), policy, agent, evaluator)
         stack.callback(trainer.close)
@@ -139,23 +139,23 @@ def resume(
 
 
 def _check_run_folder(run_dir: Path) -> None:
-    """Refuse what is no run folder, or one whose run cannot go on."""
+    """Refuse what is no run folder, or one whose run cannot be resumed."""
     if "\0" in str(run_dir) or not run_dir.is_dir():
         raise RunFolderError(f"there is no run folder {str(run_dir)!r}")
     if not (run_dir / "config.yml").exists():
-        raise RunFolderError(f"{run_dir} holds no config.yml, so no run began in it: remove it and start the run anew")
+        raise RunFolderError(f"{run_dir} holds no config.yml, so no run began in it: remove it and start the run again")
     progress = run_dir / "progress.csv"
     if (run_dir / "checkpoint.pt").exists() or not progress.exists():
         return
     if read_regular(progress, "the progress of a run").count(b"\n") > 1:
-        raise RunFolderError(f"{run_dir} holds progress but no checkpoint.pt, so it cannot go on: start another run")
+        raise RunFolderError(f"{run_dir} holds progress but no checkpoint.pt, and cannot be resumed: start another run")
 
 
 def _warn_of_new_episodes(trainer: Trainer) -> None:
     if not trainer.evaluator.is_exact:
         warnings.warn(
-            f"{trainer.config.env} does not give its state away: all episodes start anew, so the run goes on, but not "
-            "bit for bit",
+            f"{trainer.config.env} cannot save its state: all episodes start over, so the run is resumed, but "
+            "not bit for bit",
             ResumeWarning,
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Pictures of learning curves, drawn from the progress.csv of run folders. Needs the extra ``plot``."""
+"""Plots of learning curves, drawn from the progress.csv of run folders. Needs the extra ``plot``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_progress(run_dir: Path, columns: Sequence[str]) -> list[list[float]]:
     """Columns of a run's progress.csv, the iteration first; rows in which one of them is empty are left out.
 
     Raises:
-        RunFolderError: the file is missing or is no such file.
+        RunFolderError: the file is missing or does not hold a run's progress.
     """
     path = run_dir / "progress.csv"
     data = read_regular(path, "the progress of a run")
@@ -35,7 +35,7 @@ def plot_runs(run_dirs: Sequence[Path], output: Path) -> None:
 
     Args:
         run_dirs: run folders; their names are the legend.
-        output: picture file; its ending decides the format.
+        output: image file; its ending decides the format.
 
     Raises:
         ConfigError: matplotlib is missing, or cannot write this kind of file.
@@ -63,7 +63,7 @@ def new_figure(*, width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ConfigError("pictures need matplotlib: pip install 'optex-rl[plot]'") from error
+        raise ConfigError("plots need matplotlib: pip install 'optex-rl[plot]'") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -76,4 +76,4 @@ def save_figure(figure: Any, output: Path) -> None:
     try:
         figure.savefig(output, dpi=120)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"the picture {output} cannot be written: {error}") from error
+        raise ConfigError(f"the plot {output} cannot be written: {error}") from error

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its log and its checkpoints."""
+"""What a run writes: its log and its checkpoints."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Recorder:
     Args:
         trainer: what is trained.
         run_dir: the run folder, or None to write nothing.
-        saved: the checkpoint that the run goes on from, or None for the beginning.
+        saved: the checkpoint that the run is resumed from, or None for a new run.
     """
 
     def __init__(self, trainer: Trainer, run_dir: Path | None, saved: dict[str, Any] | None = None) -> None:
         self.trainer, self.run_dir = trainer, run_dir
-        trainer.trouble.folder = run_dir
+        trainer.faults.folder = run_dir
         self._log = None if run_dir is None else RunLog(run_dir, None if saved is None else trainer.iteration)
         self._started = time.perf_counter() - (0.0 if saved is None else saved["wall_time"])
         self._saved_at = time.perf_counter()
@@ -43,7 +43,7 @@ class Recorder:
         return time.perf_counter() - self._started
 
     def write(self, metrics: dict[str, float]) -> None:
-        """Log an iteration, and save if it is time: so many iterations after the last one, or after a minute."""
+        """Log an iteration, and save every ``checkpoint_freq`` iterations or after a minute."""
         if self._log is None:
             return
         self._log.write(self.trainer.iteration, metrics)
@@ -93,10 +93,10 @@ class Recorder:
 
 
 def origin(trainer: Trainer) -> dict[str, Any]:
-    """What says from which run a file is."""
+    """Entries that identify the run of a file."""
     config = trainer.config
     return {
-        "settings": config.settings(),
+        "options": config.shared_options(),
         "iterations": config.iterations,
         "network": describe_network(trainer.policy),
         "agent": type(trainer.agent).__name__,

@@ -1,4 +1,4 @@
-"""From the content of a checkpoint to a trainer that goes on."""
+"""Restoring a trainer, or a policy, from the content of a checkpoint."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def total_iterations(path: Path, content: dict[str, Any] | None, configured: int
 
 
 def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
-    """Bring a new trainer to where the checkpoint is, the settings having been compared.
+    """Load a checkpoint, whose options have been compared already, into a new trainer.
 
     Raises:
         RunFolderError: the checkpoint is from another run, is not built as it must be, or allows no iteration.
@@ -80,13 +80,13 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
 
 
 def _check_base(path: str, state: dict[str, Any], base: Optimizer) -> None:
-    """Refuse groups and a state of a base optimizer that neither its construction nor a step would have made."""
+    """Refuse groups and state that are built differently from those of the base after construction or a step."""
     flat = FlatBase(base)
     zero = torch.zeros_like(flat.point())
     with flat.rewound():
         if state["state"] or any(group.get("step") for group in state["param_groups"]):
             if isinstance(base, RefreshedBase):
-                base.forget()
+                base.reset()
             flat.step(zero, lambda _: zero)
         template = base.state_dict()
         for name in ("param_groups", "state"):
@@ -94,7 +94,7 @@ def _check_base(path: str, state: dict[str, Any], base: Optimizer) -> None:
 
 
 def _try(trainer: Trainer) -> None:
-    """Propose points, and take a base step, to see what no look at the state would show; it is to be loaded anew."""
+    """Propose points and take a base step, which finds what the checks do not; then the state must be loaded again."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -13,7 +13,7 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether somebody asked to stop, and by which signal."""
+    """Whether a stop was requested, and by which signal."""
 
     number: int | None = None
 
@@ -27,7 +27,7 @@ class StopRequest:
 def stop_on_interrupt() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request to stop; the next one acts at once, as it did before the block.
 
-    Idle outside the main thread, where Python does not admit handlers.
+    Does nothing outside the main thread, where Python allows no handlers.
     """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""A picture of a trained policy at work: one episode as an animated GIF."""
+"""A video of a trained policy: one episode as an animated GIF."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..training.rollouts.normalization import Normalizer
 Frame = npt.NDArray[np.uint8]
 
 INSTALL: Final = "a video needs packages that are not installed; run: pip install 'optex-rl[video]'"
-MAX_FPS: Final = 30  # of the picture; faster tasks lose frames, not speed
+MAX_FPS: Final = 30  # of the video; of faster tasks only some frames are kept, so that the speed stays right
 
 
 def record_episode(
@@ -53,9 +53,9 @@ def record_episode(
 
 
 def draw(envs: VectorEnv[Any, Any, Any]) -> Frame:
-    """Picture of sub-environment 0, uint8 [height, width, 3]."""
-    pictures = envs.render()
-    frame = None if pictures is None else pictures[0]
+    """Image of sub-environment 0, uint8 [height, width, 3]."""
+    images = envs.render()
+    frame = None if images is None else images[0]
     if not isinstance(frame, np.ndarray):
         raise ConfigError("this task does not draw itself in render_mode 'rgb_array'")
     return frame

@@ -1,4 +1,4 @@
-"""stable-baselines3: what goes into its algorithms, and algorithms of its kind that roll out in parallel.
+"""stable-baselines3: OptEx inside its algorithms, and its A2C with parallel rollouts.
 
 - `sb3_defaults`: the optimizer that an algorithm would have used, as arguments for `optex_rl.OptEx`.
 - `OptExCallback`: evaluation and checkpoints at the iterate, a history for each PPO rollout, statistics in the log.
@@ -45,10 +45,10 @@ _DEFAULTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 
 
 def sb3_defaults(algorithm: str, *, batch_size: int = 32) -> dict[str, Any]:
-    """The arguments ``base`` and ``base_kwargs`` with which `OptEx` has the base that an algorithm uses by itself.
+    """The arguments ``base`` and ``base_kwargs`` with which `OptEx` has the base that an algorithm uses by default.
 
-    stable-baselines3 adds these settings only where no ``optimizer_class`` is given (``A2C.__init__``,
-    ``ActorCriticPolicy.__init__``, ``QRDQN.__init__``), so they must be said again.
+    stable-baselines3 adds these arguments only where no ``optimizer_class`` is given (``A2C.__init__``,
+    ``ActorCriticPolicy.__init__``, ``QRDQN.__init__``), so they must be repeated.
 
     Args:
         algorithm: a name of stable-baselines3, sb3-contrib or rl_zoo3, such as ``"a2c"`` or ``"ppo_lstm"``.

@@ -1,4 +1,4 @@
-"""The callback through which OptEx sees what stable-baselines3 does not tell an optimizer."""
+"""The callback that gives OptEx what stable-baselines3 does not pass to an optimizer."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def optex_optimizers(model: BaseAlgorithm) -> dict[str, OptEx]:
 
 
 class OptExCallback(BaseCallback):
-    """Callbacks run at the iterate, one history for each rollout of PPO, and OptEx's figures in the log.
+    """Callbacks run at the iterate, one history for each rollout of PPO, and OptEx's statistics in the log.
 
     ``without_closure="emulate"`` leaves the policy at a proxy between two steps, where ``EvalCallback`` would evaluate
     it and ``CheckpointCallback`` save it. Give those callbacks to this one instead of to ``learn``: they then see the
-    iterate, and training goes on from the proxy, bit for bit. After ``learn`` the policy is at the iterate too; another
-    ``learn`` with the same callback goes on where the first stopped.
+    iterate, and training continues at the proxy, bit for bit. After ``learn`` the policy is at the iterate, too; a
+    further ``learn`` with the same callback continues where the first stopped.
 
-    The surrogate of PPO is another function after each rollout, so gradients of earlier rollouts say little about it:
-    the history starts anew at each, from the iterate. A2C and the off-policy algorithms keep theirs.
+    The surrogate of PPO is another function after each rollout, so gradients of earlier rollouts predict little of it:
+    the history is reset before each, at the iterate. A2C and the off-policy algorithms keep theirs.
 
     Args:
         callback: the callbacks to run at the iterate.
-        reset_history: whether to forget the history before each rollout; None: for PPO and its relatives.
+        reset_history: whether to reset the history before each rollout; None: for PPO and its relatives.
         verbose: as in stable-baselines3.
 
     Raises:
@@ -76,8 +76,7 @@ class OptExCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         # Only algorithms of PPO's kind go over a rollout in epochs.
-        forget = hasattr(self.model, "n_epochs") if self.reset_history is None else self.reset_history
-        if forget:
+        if hasattr(self.model, "n_epochs") if self.reset_history is None else self.reset_history:
             for optimizer in self.optimizers.values():
                 with optimizer.at_iterate():
                     optimizer.reset_history()

@@ -6,7 +6,7 @@ The flat vector of a policy is the concatenation of ``p.reshape(-1)`` over ``pol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -20,11 +20,12 @@ from torch.nn.utils import parameters_to_vector
 
 from ..agents import sample_observations
 from ..agents.networks.batching import Rows, evaluate, find_obstacle
+from ..agents.networks.stacked_mlp import ACTIVATIONS, StackedMlp
 from ..common.errors import ConfigError
 
-# Methods that say how a policy computes; another version of one of them would be passed over in silence.
+# Methods that define what a policy computes; an override of one of them would be ignored silently.
 ASSUMED: Final = ("forward", "evaluate_actions", "predict_values", "extract_features", "_get_action_dist_from_latent")
-ELEMENTWISE: Final = (nn.Tanh, nn.ReLU, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus, nn.Mish)
+ACTIVATION_NAMES: Final = {nn.Tanh: "tanh", nn.ReLU: "relu"}
 
 
 def check_policy(policy: ActorCriticPolicy) -> None:
@@ -48,7 +49,7 @@ def find_obstacle_in(policy: ActorCriticPolicy) -> str | None:
     Raises:
         ConfigError: N passes would be wrong, too, see `find_obstacle`.
     """
-    if StackedNetworks(policy, parameters_to_vector(policy.parameters()).detach()[None]).are_perceptrons:
+    if StackedNetworks(policy, parameters_to_vector(policy.parameters()).detach()[None]).are_mlps:
         return None
     obs = obs_as_tensor(sample_observations(policy.observation_space, 2), policy.device)
     rows = preprocess_obs(obs, policy.observation_space, normalize_images=policy.normalize_images)
@@ -62,8 +63,8 @@ def find_obstacle_in(policy: ActorCriticPolicy) -> str | None:
 class StackedNetworks:
     """Action distributions and values of one policy at N points; its own parameters are never read.
 
-    Perceptrons on flat observations go through batched matrix products, anything else through `torch.func.vmap`, or
-    point after point.
+    MLPs with tanh or ReLU on flat observations go through batched matrix products, anything else through
+    `torch.func.vmap`, or point after point.
 
     Args:
         policy: gives architecture, observation space and action distribution.
@@ -80,9 +81,9 @@ class StackedNetworks:
         self._stacked = {
             name: piece.reshape(self._N, *p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)
         }
-        perceptrons = self._perceptrons()
-        self.are_perceptrons = perceptrons is not None
-        self._outputs = perceptrons or self._evaluate
+        mlps = self._mlps()
+        self.are_mlps = mlps is not None
+        self._outputs = mlps or self._evaluate
 
     def __call__(self, obs: Rows) -> tuple[Distribution, Tensor]:
         """Row ``n·M + m`` of ``obs [N·M, ...]`` at point n: distribution over N·M actions, values ``[N·M]``."""
@@ -113,43 +114,29 @@ class StackedNetworks:
         outputs, values = evaluate(self._networks, stacked, obs, self._batched)
         return outputs, values
 
-    def _perceptrons(self) -> Callable[[Any], tuple[Tensor, Tensor]] | None:
-        """Actor and critic as batched matrix products; None if they are not two plain perceptrons."""
+    def _mlps(self) -> Callable[[Any], tuple[Tensor, Tensor]] | None:
+        """Actor and critic as batched matrix products; None if they are not two plain MLPs with tanh or ReLU."""
         policy = self.policy
         extractors = (policy.pi_features_extractor, policy.vf_features_extractor)
         mlp = policy.mlp_extractor
         if type(mlp) is not MlpExtractor or any(type(extractor) is not FlattenExtractor for extractor in extractors):
             return None
-        actor = self._perceptron([*mlp.policy_net, policy.action_net])
-        critic = self._perceptron([*mlp.value_net, policy.value_net])
+        actor = self._mlp([*mlp.policy_net, policy.action_net])
+        critic = self._mlp([*mlp.value_net, policy.value_net])
         if actor is None or critic is None:
             return None
         return lambda obs: (actor(obs.flatten(2)), critic(obs.flatten(2)))
 
-    def _perceptron(self, layers: Iterable[nn.Module]) -> Callable[[Tensor], Tensor] | None:
-        names = {id(parameter): name for name, parameter in self.policy.named_parameters()}
-        steps: list[Callable[[Tensor], Tensor]] = []
-        for layer in layers:
-            # Weight and spectral normalisation make the weight something that is computed from parameters.
-            if type(layer) is nn.Linear and id(layer.weight) in names and id(layer.bias) in names:
-                weight, bias = (self._stacked[names[id(p)]] for p in (layer.weight, layer.bias))
-                steps.append(_affine(weight.mT, bias.unsqueeze(1)))
-            elif type(layer) in ELEMENTWISE:
-                steps.append(layer)
-            else:
-                return None
-        return lambda rows: _through(steps, rows)
-
-
-def _affine(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
-    """The map ``[N, M, fan_in] → [N, M, fan_out]``."""
-    return lambda rows: torch.baddbmm(bias, rows, weight)
-
-
-def _through(steps: Iterable[Callable[[Tensor], Tensor]], rows: Tensor) -> Tensor:
-    for step in steps:
-        rows = step(rows)
-    return rows
+    def _mlp(self, layers: Sequence[nn.Module]) -> StackedMlp | None:
+        stacked = {id(p): self._stacked[name] for name, p in self.policy.named_parameters()}
+        linear = [layer for layer in layers[::2] if type(layer) is nn.Linear]
+        kinds = {type(layer) for layer in layers[1::2]} or {nn.Tanh}
+        # Weight and spectral normalisation compute the weight from parameters: it is none itself.
+        plain = all(id(p) in stacked for layer in linear for p in (layer.weight, layer.bias))
+        if not plain or len(linear) < len(layers[::2]) or len(kinds) > 1 or not kinds <= ACTIVATION_NAMES.keys():
+            return None
+        pairs = [(stacked[id(layer.weight)], stacked[id(layer.bias)]) for layer in linear]
+        return StackedMlp(pairs, ACTIVATIONS[ACTIVATION_NAMES[kinds.pop()]])
 
 
 class _Networks(nn.Module):

@@ -42,7 +42,7 @@ def make_sb3_vec_env(
         env_kwargs: arguments of the task, and ``max_episode_steps``.
 
     Raises:
-        ConfigError: there is no such native task, or it refuses an argument.
+        ConfigError: the task is not native, or it refuses an argument.
     """
     env = make_vec(env_id, n_envs, backend="native", render_mode=render_mode, **env_kwargs)
     assert isinstance(env, NativeVectorEnv)
@@ -108,11 +108,11 @@ class NativeVecEnv(VecEnv):
         self.env.close()
 
     def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
-        """One picture ``[height, width, 3]`` for each sub-environment; None without ``render_mode="rgb_array"``."""
+        """One image ``[height, width, 3]`` for each sub-environment; None without ``render_mode="rgb_array"``."""
         return [self._image(i) if self.render_mode == "rgb_array" else None for i in range(self.num_envs)]
 
     def _image(self, index: int) -> npt.NDArray[np.uint8]:
-        """Picture of one sub-environment: it takes the place of the first, which is the one that is drawn."""
+        """Image of one sub-environment: it takes the place of the first, which is the one that is drawn."""
         first = self.env.state[0].copy()
         self.env.state[0] = self.env.state[index]
         try:

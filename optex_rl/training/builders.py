@@ -1,4 +1,4 @@
-"""What a trainer is made of, as the options describe it: network, normalisation, groups."""
+"""The parts of a trainer, built from its options: network, normalisation, parameter groups."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EvaluatorFactory: TypeAlias = Callable[[TrainConfig, Agent, StackedPolicy], Eval
 
 
 def fuse(config: TrainConfig, agent: Agent, policy: StackedPolicy) -> Evaluator:
-    """The evaluator in the process, which steps all environments at once.
+    """The evaluator in this process, which steps all environments at once.
 
     Args:
         config: the options.

@@ -23,7 +23,7 @@ from .presets import tuned_options
 
 METHODS: Final = ("vanilla", "data-parallel", "target", "optex")
 SCHEDULES: Final = ("constant", "linear")
-OPTEX: Final = OptExOptions  # where the defaults of the optimizer stand
+OPTEX: Final = OptExOptions  # which holds the defaults of the optimizer
 LARGEST: Final = 1e38  # real number: single precision holds little more
 LARGEST_SEED: Final = 2**32 - 1  # that NumPy, PyTorch and Gymnasium all take
 MOST_EPISODES: Final = 10**5  # of an evaluation: each has an environment of its own
@@ -46,7 +46,7 @@ def _option(
     high: float | None = None,
     other: str = "",
 ) -> Any:
-    """Dataclass field with what the command line has to know about it.
+    """Dataclass field with the metadata that the command line needs.
 
     Args:
         default: the default.
@@ -62,7 +62,7 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Options of a training run; words are those of stable-baselines3. Each field says in its metadata what it means.
+    """Options of a training run; names are those of stable-baselines3. Each field says in its metadata what it means.
 
     ``n_envs`` and ``n_steps`` are per point: one evaluation of N points takes N × n_envs × n_steps samples.
 
@@ -90,7 +90,7 @@ class TrainConfig:
     n_steps: int = _option(128, "steps per environment and evaluation", low=1, high=10**6)
     history_size: int | None = _option(
         None,
-        "pairs of parameters and gradient that the estimate rests on; none for 20, or 3 for each point if more",
+        "pairs of parameters and gradient in the history; none for 20, or 3 for each point if more",
         low=2,
         high=10**4,
         other="none",
@@ -138,9 +138,9 @@ class TrainConfig:
     )
     baseline: bool = _option(True, "subtract a learned baseline (reinforce)")
     normalize_obs: bool = _option(False, "normalise observations by running mean and variance")
-    normalize_reward: bool = _option(False, "divide rewards by the running deviation of the discounted return")
-    noise_repeat: int = _option(1, "hold the random numbers of exploration for so many steps", low=1, high=10**6)
-    log_std_init: float = _option(0.0, "initial logarithm of the deviation of continuous actions", low=-20, high=20)
+    normalize_reward: bool = _option(False, "divide rewards by the running standard deviation of discounted returns")
+    noise_repeat: int = _option(1, "steps for which the random numbers of exploration are held", low=1, high=10**6)
+    log_std_init: float = _option(0.0, "initial log standard deviation of continuous actions", low=-20, high=20)
     max_grad_norm: float | None = _option(
         0.5, "clip gradients to this norm before a base step; none for no clipping", high=LARGEST, other="none"
     )
@@ -148,13 +148,13 @@ class TrainConfig:
     activation: str = _option("tanh", "activation of the hidden layers", ("tanh", "relu"))
 
     eval_freq: int = _option(
-        20, "evaluate the iterate every so many iterations, and at the end; 0 for never", high=10**9
+        20, "iterations between evaluations of the iterate, besides the last; 0 for never", high=10**9
     )
     eval_episodes: int = _option(
         20, "episodes of an evaluation, with the policy's most likely actions", low=1, high=MOST_EPISODES
     )
     checkpoint_freq: int = _option(
-        100, "save every so many iterations or each minute; 0 for only before and after", high=10**9
+        100, "iterations between checkpoints, or a minute; 0: only before and after the run", high=10**9
     )
     max_bad_iterations: int = _option(
         10, "attempts in a row with NaN or infinite numbers before the run stops", high=10**6
@@ -207,7 +207,7 @@ class TrainConfig:
 
     @property
     def evaluations(self) -> int:
-        """Evaluations one after the other in a sequential iteration: the ideal, target, takes N."""
+        """Evaluations one after the other in a sequential iteration: N in target, the ideal, else 1."""
         return self.parallelism if self.method == "target" else 1
 
     def optex_options(self) -> OptExOptions:
@@ -231,7 +231,7 @@ class TrainConfig:
         """The options as plain values."""
         return dataclasses.asdict(self) | {"net_arch": list(self.net_arch)}
 
-    def settings(self) -> dict[str, Any]:
+    def shared_options(self) -> dict[str, Any]:
         """The options that a run and its resumption must share."""
         return {name: value for name, value in self.values().items() if name not in FREE}
 
@@ -278,7 +278,7 @@ def load_config(path: Path) -> TrainConfig:
     """Options from a file written by `TrainConfig.save`.
 
     Raises:
-        RunFolderError: the file is missing or is no such file.
+        RunFolderError: the file is missing or does not hold options.
         ConfigError: an option is outside what is allowed.
     """
     data = read_regular(path, "the options of a run", MOST_BYTES)

@@ -1,4 +1,4 @@
-"""NaN and infinite numbers in training: what is wrong where, what is kept of it, and when a run stops.
+"""NaN and infinite numbers in training: how they are found, what is saved of them, and when a run stops.
 
 The policy: a point whose experience, loss or gradient is not finite is dropped, and the step is made from the others.
 Where no point is left, the kernel matrix is singular or the step would explode the parameters, nothing moves and the
@@ -21,10 +21,10 @@ from ..common.errors import NonFiniteError, NumericalError
 from ..common.storage import save_checkpoint
 from .rollouts.evaluator import Evaluation
 
-MOST_FILES: Final = 5  # trouble_ITERATION.pt in a run folder
+MOST_FILES: Final = 5  # faults_ITERATION.pt in a run folder
 
 
-def find_trouble(gradients: Tensor, losses: Tensor, broken: npt.NDArray[np.bool_]) -> dict[int, str]:
+def find_faults(gradients: Tensor, losses: Tensor, broken: npt.NDArray[np.bool_]) -> dict[int, str]:
     """What is not finite at each point that cannot be used; empty if all is well.
 
     Args:
@@ -52,14 +52,14 @@ def find_trouble(gradients: Tensor, losses: Tensor, broken: npt.NDArray[np.bool_
     return reasons
 
 
-class TroubleLog:
-    """Keeps what was wrong, counts, and stops the run at a limit.
+class FaultLog:
+    """Saves the evidence of faults, counts them, and stops the run at a limit.
 
     Args:
-        limit: bad attempts in a row that are gone through before the run stops.
+        limit: bad attempts in a row that are tolerated.
 
     Attributes:
-        folder: the run folder, or None to keep nothing.
+        folder: the run folder, or None to save nothing.
         in_a_row: bad attempts since the last good one.
         dropped: points dropped in the whole run.
     """
@@ -75,16 +75,16 @@ class TroubleLog:
         self._last: NumericalError | None = None
 
     def good(self) -> None:
-        """An attempt without trouble."""
+        """Count an attempt without a fault."""
         self.in_a_row = 0
 
     def bad(self, iteration: int, error: NumericalError, evidence: dict[str, Any] | None = None) -> None:
-        """An attempt with trouble: keep the evidence, and go on or stop.
+        """Count an attempt with a fault, save the evidence, and stop the run at the limit.
 
         Args:
             iteration: the iteration under way, counted from 1.
             error: what was wrong.
-            evidence: tensors to look at.
+            evidence: tensors to save.
 
         Raises:
             NumericalError: as ``error``, if there were too many in a row.
@@ -104,14 +104,14 @@ class TroubleLog:
         return error is self._last
 
     def _keep(self, iteration: int, content: dict[str, Any]) -> str:
-        """Write a file that ``torch.load`` reads, unless there are enough; returns what to say of it."""
+        """Write a file that ``torch.load`` reads, unless there are enough; returns where, for the message."""
         if self.folder is None:
             return ""
         if self._files < MOST_FILES:
             suffix = "" if self._attempt == 1 else f"_{self._attempt}"
             self._files += 1
-            save_checkpoint(self.folder / f"trouble_{iteration}{suffix}.pt", content)
-        return f" (see {self.folder}/trouble_*.pt)"
+            save_checkpoint(self.folder / f"faults_{iteration}{suffix}.pt", content)
+        return f" (see {self.folder}/faults_*.pt)"
 
     def state_dict(self) -> dict[str, Any]:
         """Copy as plain values."""
@@ -119,7 +119,7 @@ class TroubleLog:
         return counts | {"iteration": self._iteration, "attempt": self._attempt}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Load a state from `state_dict`."""
         self.in_a_row, self.dropped, self._files = state["in_a_row"], state["dropped"], state["files"]
         self._iteration, self._attempt = state["iteration"], state["attempt"]
 
@@ -131,7 +131,7 @@ def describe(reasons: dict[int, str]) -> NonFiniteError:
 
 
 def gather_evidence(reasons: dict[int, str], points: Tensor, evaluation: Evaluation) -> dict[str, Any]:
-    """What there is to see of the bad points: parameters, gradients, losses, and the experience they come from."""
+    """The evidence at the bad points: parameters, gradients, losses, and the experience they come from."""
     rows = torch.tensor(list(reasons))
     return {
         "points": rows,

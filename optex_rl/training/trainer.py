@@ -20,7 +20,7 @@ from ..envs import make_vec
 from ..optimizer import OptEx
 from .builders import EvaluatorFactory, build_objective, build_policy, fuse, parameter_groups, split_critic
 from .config import TrainConfig
-from .faults import TroubleLog, describe, find_trouble, gather_evidence
+from .faults import FaultLog, describe, find_faults, gather_evidence
 from .rollouts.episodes import EpisodeStatistics
 from .rollouts.evaluation import evaluate_policy, example_observations
 from .rollouts.evaluator import Evaluation
@@ -31,13 +31,13 @@ MOST_NUMBERS: Final = 2 * 10**9  # of an array: 8 GB in single precision
 
 
 class Trainer:
-    """Wires the rooms together: evaluator, agent, optimizer; one call of `iterate` is one sequential iteration.
+    """Connects evaluator, agent and optimizer; one call of `iterate` is one sequential iteration.
 
     Args:
         config: the options.
-        policy: a network of the user's own, see `StackedPolicy`; by default an `MlpPolicy`.
-        agent: an agent of the user's own; by default the one that ``config.algo`` names.
-        make_evaluator: gives what evaluates the points; by default the fused evaluator in the process.
+        policy: a custom network, see `StackedPolicy`; by default an `MlpPolicy`.
+        agent: a custom agent; by default the one that ``config.algo`` names.
+        make_evaluator: makes what evaluates the points; by default the fused evaluator in this process.
 
     Raises:
         ConfigError: an option, the task or its spaces cannot be used; or what the network draws, changes or keeps in
@@ -74,7 +74,7 @@ class Trainer:
             base.bind(build_objective(agent, stacked))
         self.evaluator = make_evaluator(config, agent, stacked)
         self.episodes = EpisodeStatistics()
-        self.trouble = TroubleLog(config.max_bad_iterations)
+        self.faults = FaultLog(config.max_bad_iterations)
         self.iteration = 0
         self.env_steps = 0
         self.best_return = -np.inf
@@ -87,7 +87,7 @@ class Trainer:
             NumericalError: more than ``max_bad_iterations`` bad attempts in a row, see `optex_rl.training.faults`; the
                 policy is as it was before the last of them.
         """
-        dropped = self.trouble.dropped
+        dropped = self.faults.dropped
         schedule = self.config.schedule_at(self.iteration)
         learning_rate = self.config.learning_rate * schedule
         for group in self.optimizer.param_groups:
@@ -103,22 +103,22 @@ class Trainer:
             **self.episodes.metrics(),
             "train/learning_rate": learning_rate,
             **{f"train/{name}": value for name, value in report.items()},
-            "train/dropped_points": self.trouble.dropped - dropped,
+            "train/dropped_points": self.faults.dropped - dropped,
             **{f"optex/{name}": value for name, value in self.optimizer.statistics.items()},
         }
 
     def _evaluate_and_step(self) -> dict[str, float]:
-        """Evaluate and step, again with new samples where numerical trouble allows no step; what is to be logged."""
+        """Evaluate and step, again with new samples after a fault that allows no step; returns the metrics."""
         while True:
             try:
                 report = self._attempt()
             except NotPositiveDefiniteError as error:
-                self.trouble.bad(self.iteration + 1, error)
+                self.faults.bad(self.iteration + 1, error)
                 self.optimizer.reset_history()  # the same history would give the same matrix
             except NumericalError as error:
-                if self.trouble.stops_with(error):
+                if self.faults.stops_with(error):
                     raise
-                self.trouble.bad(self.iteration + 1, error, {"policy": self.policy.state_dict()})
+                self.faults.bad(self.iteration + 1, error, {"policy": self.policy.state_dict()})
             else:
                 if report is not None:
                     return report
@@ -129,19 +129,19 @@ class Trainer:
         evaluation = self.evaluator(points)
         self.episodes.add(evaluation.episodes)
         self.env_steps += evaluation.samples
-        reasons = find_trouble(evaluation.gradients, evaluation.losses.total, evaluation.broken)
+        reasons = find_faults(evaluation.gradients, evaluation.losses.total, evaluation.broken)
         if not reasons:
             report = self._step(points, evaluation)
-            self.trouble.good()
+            self.faults.good()
             return report
-        self.trouble.bad(self.iteration + 1, describe(reasons), gather_evidence(reasons, points, evaluation))
-        self.trouble.dropped += len(reasons)
+        self.faults.bad(self.iteration + 1, describe(reasons), gather_evidence(reasons, points, evaluation))
+        self.faults.dropped += len(reasons)
         usable = torch.tensor([point not in reasons for point in range(len(points))])
         return self._step(points, evaluation, usable) if usable.any() else None
 
     def _step(self, points: Tensor, evaluation: Evaluation, usable: Tensor | None = None) -> dict[str, float]:
-        """Move to the next iterate, by the agent's update or the optimizer; what is to be logged."""
-        losses, batch, told = evaluation.losses, evaluation.batch, evaluation.losses.total
+        """Move to the next iterate, by the agent's update or the optimizer; returns the metrics."""
+        losses, batch = evaluation.losses, evaluation.batch
         collected = points
         if usable is not None:
             losses, batch, collected = AgentLosses(*(part[usable] for part in losses)), batch.at(usable), points[usable]
@@ -150,11 +150,11 @@ class Trainer:
         if self.update is not None:
             report |= self.update(collected, batch)
         with nullcontext() if self.critic is None else self.critic.fitted(collected, batch):
-            self.optimizer.tell(evaluation.gradients, told, usable, move=self.update is None)
+            self.optimizer.tell(evaluation.gradients, evaluation.losses.total, usable, move=self.update is None)
         return report
 
     def _refresh(self, batch: Batch) -> None:
-        """Let the base look at the batch of a point: the iterate, or the first usable one."""
+        """Refresh the base with the batch of one point: the iterate, or the first usable one."""
         base = self.optimizer.base
         if isinstance(base, RefreshedBase):
             # The steps so far number the attempts, so that a resumed run draws what the uninterrupted one does.
@@ -162,7 +162,7 @@ class Trainer:
             base.refresh(batch.at(slice(0, 1)), torch.Generator().manual_seed(int(seed)))
 
     def evaluate(self) -> float:
-        """Mean return of the policy's most likely actions over ``eval_episodes`` episodes, the same ones every time."""
+        """Mean return of the policy's most likely actions over ``eval_episodes`` episodes, each time the same."""
         if self._evaluation_envs is None:
             self._evaluation_envs = make_vec(self.config.env, self.config.eval_episodes)
         seed = spawn_seeds(self.config.seed, 3, 1)[0]
@@ -170,7 +170,7 @@ class Trainer:
         bad = [number for number, value in enumerate(returns) if not np.isfinite(value)]
         if bad:
             text = f"the returns of evaluation episodes {', '.join(map(str, bad))} are not finite"
-            warnings.warn(f"iteration {self.iteration}: {text}; it counts for nothing", NumericalWarning, stacklevel=2)
+            warnings.warn(f"iteration {self.iteration}: {text}; it is ignored", NumericalWarning, stacklevel=2)
             return float("nan")
         return float(np.mean(returns))
 
@@ -182,14 +182,14 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that later iterations depend on, as plain values and tensors."""
         optimizer = self.optimizer.state_dict()
-        optimizer["optex"]["proposal"] = None  # an iteration that came to nothing is proposed again, the same
+        optimizer["optex"]["proposal"] = None  # an iteration without a step is proposed again, identically
         return {
             "policy": self.policy.state_dict(),
             "optimizer": optimizer,
             "normalizer": self.evaluator.normalizer.state_dict(),
             "evaluator": self.evaluator.state_dict(),
             "episodes": self.episodes.state_dict(),
-            "trouble": self.trouble.state_dict(),
+            "faults": self.faults.state_dict(),
             "update": None if self.update is None else self.update.state_dict(),
             "critic": None if self.critic is None else self.critic.state_dict(),
             "iteration": self.iteration,
@@ -198,13 +198,13 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Load a state from `state_dict`."""
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.evaluator.normalizer.load_state_dict(state["normalizer"])
         self.evaluator.load_state_dict(state["evaluator"])
         self.episodes.load_state_dict(state["episodes"])
-        self.trouble.load_state_dict(state["trouble"])
+        self.faults.load_state_dict(state["faults"])
         if self.update is not None:
             self.update.load_state_dict(state["update"])
         if self.critic is not None:
@@ -220,7 +220,7 @@ class Trainer:
 
 
 def check_sizes(config: TrainConfig, features: int, d: int) -> None:
-    """Refuse options of which an iteration could not be held in memory.
+    """Refuse options with which an iteration would not fit into memory.
 
     Args:
         config: the options.

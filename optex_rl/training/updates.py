@@ -1,4 +1,4 @@
-"""The passes that fit a critic which all points share to what they have just collected."""
+"""Updates of a critic that all points share, from the samples that they have just collected."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from ..agents import Agent, Batch, StackedPolicy
 from ..agents.losses import value_loss
 from ..bases import fused_kwargs, make_base
-from ..bases.flat import FlatBase, Walker
+from ..bases.flat import FlatBase, Stepper
 from .config import TrainConfig
 from .rollouts.seeding import spawn_seeds
 
 
 class CriticUpdates:
-    """Fits one critic for all points to what they have just collected, by minibatch steps of an Adam of its own.
+    """Fits one critic for all points to the samples just collected, by minibatch steps of its own Adam.
 
     Policy-gradient codes fit the critic much further than they move the policy: ``train_v_iters`` of Spinning Up's VPG,
     ``n_critic_updates`` of sb3-contrib's TRPO, which this follows: passes over all samples, in minibatches, towards
-    targets made once. Ours are the λ-returns of the old critic, over the samples of all N points, which share it: what
-    OptEx looks ahead with is the actor alone.
+    targets computed once. Ours are the λ-returns of the old critic, over the samples of all N points, which share it:
+    OptEx predicts gradients of the actor alone.
 
     Args:
         agent: gives the targets.
@@ -50,7 +50,7 @@ class CriticUpdates:
 
     @contextmanager
     def fitted(self, points: Tensor, batch: Batch) -> Iterator[None]:
-        """The critic after its updates, in the block and, unless that fails numerically, beyond it.
+        """Update the critic for the block, and beyond it unless the block fails numerically.
 
         Args:
             points: ``[N, d]``, the actors that collected ``batch``.
@@ -60,27 +60,27 @@ class CriticUpdates:
             NonFiniteError: a parameter became NaN or infinite; the critic is as before.
         """
         targets = self.agent.targets(self.policy.bind(points), batch)
-        with self.base.undone_on_trouble():
-            with self.base.walk() as walker:
-                self._update(walker, batch.obs.flatten(0, 2), targets.flatten())
+        with self.base.undone_on_fault():
+            with self.base.committed_steps() as stepper:
+                self._update(stepper, batch.obs.flatten(0, 2), targets.flatten())
             yield
 
-    def _update(self, walker: Walker, obs: Tensor, targets: Tensor) -> None:
+    def _update(self, stepper: Stepper, obs: Tensor, targets: Tensor) -> None:
         """All passes over ``obs [B, O]`` and ``targets [B]``."""
         for _ in range(self.config.n_critic_updates):
             order = torch.randperm(len(obs), generator=self.generator).to(obs.device)
             for index in torch.split(order, self.config.batch_size):
-                point = walker.point().detach()[None].requires_grad_()
+                point = stepper.point().detach()[None].requires_grad_()
                 values = self.critic.critic(point, obs[index][None])
                 (gradient,) = torch.autograd.grad(value_loss(values, targets[index][None]).sum(), point)
                 with torch.no_grad():
-                    walker.step(gradient[0])
+                    stepper.step(gradient[0])
 
     def state_dict(self) -> dict[str, Any]:
         """State of Adam, and the random numbers that the order of later samples depends on."""
         return {"optimizer": self.base.base.state_dict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`, which stays as it is: torch's Adam alone would take its tensors over."""
+        """Load a copy of a state from `state_dict`: Adam alone would keep the tensors themselves."""
         self.base.base.load_state_dict(deepcopy(state["optimizer"]))
         self.generator.set_state(state["generator"])

@@ -1,1 +1,1 @@
-"""What predicts gradients from their history: a Gaussian process, and its rivals."""
+"""Prediction of gradients from their history: a Gaussian process, and two trivial baselines."""

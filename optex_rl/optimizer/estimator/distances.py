@@ -95,7 +95,7 @@ def squared_distances_along(products: Tensor, square: Tensor, newer: Tensor, squ
 
 
 def comes_back(squared: Tensor, square: Tensor, lengths: Tensor) -> bool:
-    """Whether θ is so near to a point of the path, by another way than from θᵣ, that the distance drowns in rounding.
+    """Whether θ is so near to a point of the path, other than θᵣ, that rounding errors dominate the distance.
 
     Args:
         squared: from `squared_distances_along`, ``[B, T]``.

@@ -1,4 +1,4 @@
-"""What predicts a gradient from the history of (parameters, gradient) pairs: its Gaussian-process estimate.
+"""Prediction of a gradient from the history of (parameters, gradient) pairs by a Gaussian process.
 
 Axes: ``d`` parameters, ``T`` pairs in the history, ``B`` blocks of parameters, ``N`` points.
 """
@@ -23,7 +23,7 @@ NOISE_GRID: Final = 10.0 ** torch.linspace(-6.0, 1.0, 15, dtype=torch.float64)
 
 
 class Predictor(History, ABC):
-    """A history that stands in for the gradient at points where none was evaluated."""
+    """A history that predicts the gradient at points where it was not evaluated."""
 
     @abstractmethod
     def mean(self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -53,7 +53,7 @@ class Predictor(History, ABC):
         """
 
     def hyperparameters(self) -> dict[str, Tensor]:
-        """What was fitted to the history, by name, a number for each block ``[B]``."""
+        """The fitted hyperparameters by name, one number per block ``[B]``."""
         return {}
 
     def predict(self, point: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ class Predictor(History, ABC):
         return self.mean(point, distances), self.variances(distances[None])[0]
 
     def new_means(self, n: int) -> Tensor:
-        """Room for ``n`` predictions, ``[n, d]``."""
+        """An uninitialised tensor for ``n`` predictions, ``[n, d]``."""
         return self._gradients.new_empty(n, self.dim)
 
 
@@ -77,7 +77,7 @@ class GradientEstimator(Predictor):
 
         μ(θ) = k(θ)ᵀ (K + σ²I)⁻¹ G          v(θ) = k(θ, θ) − k(θ)ᵀ (K + σ²I)⁻¹ k(θ)
 
-    Deviations from the paper: length scale and noise are chosen by evidence instead of being fixed, and every block of
+    Differences from the paper: length scale and noise are chosen by evidence instead of being fixed, and every block of
     parameters may have a posterior of its own.
 
     Args:
@@ -85,7 +85,7 @@ class GradientEstimator(Predictor):
         history_size: pairs kept, ``T0``; at least 2.
         kernel: ``"matern52"``, ``"matern32"``, ``"matern12"`` or ``"rbf"``.
         lengthscale: a positive number (in parameter space), ``"median"`` of the distances, or ``"auto"`` by evidence;
-            the latter two are infinite while only one distinct point is known: the gradient is taken for constant.
+            the latter two are infinite while only one distinct point is known: the gradient is taken to be constant.
         noise: variance σ² of a gradient in units of the kernel's amplitude, not negative; or ``"auto"`` by evidence.
         block_sizes: sizes of consecutive blocks of parameters with one posterior each; one block by default.
         dtype: precision of the history; ``float32`` or ``float64``.
@@ -146,7 +146,7 @@ class GradientEstimator(Predictor):
     def _choose(self, distances: Tensor, gram: Tensor) -> tuple[float, float]:
         """Length scale and noise for one block: those given, the median of distances, or the best by evidence."""
         lengthscale, noise = self._fixed_lengthscale, self._fixed_noise
-        # One distinct point says nothing of how the gradient changes: it is taken for constant.
+        # One distinct point does not say how the gradient changes: it is taken to be constant.
         median = median_distance(distances) or math.inf
         if lengthscale == "auto":
             lengthscales = LENGTHSCALE_GRID * median
@@ -155,7 +155,7 @@ class GradientEstimator(Predictor):
         noises = NOISE_GRID if noise == "auto" else torch.tensor([noise], dtype=torch.float64)
         if lengthscales.numel() * noises.numel() == 1:
             return float(lengthscales), float(noises)
-        # Fixed noise may be zero, which the evidence of repeated points cannot bear.
+        # Fixed noise may be zero, where the evidence of repeated points is not defined.
         floor = noises.clamp_min(float(NOISE_GRID[0]))
         loss = evidence_loss(KERNELS[self.kernel](distances / lengthscales[:, None, None]), floor, gram)
         best_lengthscale, best_noise = divmod(int(loss.argmin()), noises.numel())

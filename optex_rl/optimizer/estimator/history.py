@@ -42,7 +42,7 @@ class History:
     Points are kept as steps, each from the pair inserted before. Inner products between steps and between gradients are
     kept beside them: a new pair rewrites one row of each, and what is computed from them costs nothing of size ``d``.
     All distances come from the products of steps (`path_distances`): however these are rounded, they are distances of
-    some points, very near to the true ones, and kernel matrices of them have no negative eigenvalues to speak of.
+    some points, very near to the true ones, and their kernel matrices have no negative eigenvalues beyond rounding.
 
     Args:
         dim: number of parameters ``d``.
@@ -77,7 +77,7 @@ class History:
         self._gram = torch.zeros_like(self._step_gram)
         self._count = self._slot = 0  # changed by every insertion
         self._measure()
-        self._changed = True  # since somebody derived something from the history
+        self._changed = True  # since the last fit
 
     def __len__(self) -> int:
         """Number of pairs in the history."""
@@ -95,7 +95,7 @@ class History:
 
     @property
     def ready(self) -> bool:
-        """Whether the history holds at least two distinct points: one says nothing of how the gradient changes."""
+        """Whether the history holds at least two distinct points: one does not say how the gradient changes."""
         return bool(self._distances.any())
 
     @torch.no_grad()
@@ -149,7 +149,7 @@ class History:
         self._newest.copy_(before)
 
     def _measure(self) -> None:
-        """Derive the distances between the points, and what more `distances_to` needs, from the products of steps."""
+        """Derive the distances between the points, and what else `distances_to` needs, from the products of steps."""
         T = self._count
         age = ages(T, self._slot)
         self._newest_first: list[int] = age.tolist()
@@ -166,7 +166,7 @@ class History:
 
         Args:
             point: ``[d]``.
-            near: age of a point that is near, 0 is the newest's; any other costs time, or another rounding, at most.
+            near: age of a nearby point, 0 for the newest; a bad guess costs time or rounds differently, no more.
 
         Returns:
             One for each block and point, ``[B, T]``.
@@ -181,7 +181,7 @@ class History:
         return squared.sqrt_()
 
     def _squared_distances(self, point: Tensor, age: int) -> tuple[Tensor, bool]:
-        """Squared distances ``[B, T]`` by way of the point of an age, and whether none is too small for that way."""
+        """Squared distances ``[B, T]`` measured via the point of an age, and whether all are accurate."""
         *after, r = self._newest_first[: age + 1]
         steps = self._steps[: self._count]
         sums = torch.stack([offset_products(point, self._newest, after, steps, *block) for block in self.blocks])
@@ -194,7 +194,7 @@ class History:
         return points_of_path(self._newest, self._steps[self._newest_first])[self._newest_first]
 
     def reset(self) -> None:
-        """Forget the history."""
+        """Drop all pairs."""
         self._count = self._slot = 0
         self._measure()
         self._changed = True
@@ -217,9 +217,9 @@ class History:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a history made by `state_dict`, converted to this device and precision.
+        """Load a history made by `state_dict`, converted to this device and precision.
 
-        A history longer than ``history_size``, or one kept with other blocks, is inserted anew, the oldest pair first.
+        A history longer than ``history_size``, or one kept with other blocks, is inserted again, the oldest pair first.
 
         Raises:
             RuntimeError: the history is for another number of parameters.

@@ -1,4 +1,4 @@
-"""The options of a `GradientEstimator`, checked once for all who take them."""
+"""The options of a `GradientEstimator`: their defaults and their checks."""
 
 from __future__ import annotations
 

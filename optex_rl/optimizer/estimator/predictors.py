@@ -1,4 +1,4 @@
-"""What stands in for the gradient at a proxy point: the posterior, or one of two trivial rivals to measure it by."""
+"""Predictors of the gradient at a proxy point: the posterior, and two trivial baselines."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _TrivialPredictor(Predictor):
 
     @torch.no_grad()
     def mean(self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """The prediction ``[d]``, wherever ``point`` is."""
+        """The prediction ``[d]``, the same at every ``point``."""
         mean = self.new_means(1)[0] if out is None else out
         self._gradient(mean)
         return mean
@@ -43,7 +43,7 @@ class _TrivialPredictor(Predictor):
 
 
 class MeanGradient(_TrivialPredictor):
-    """The mean of the gradients in the history: averages their noise, ignores where they were taken."""
+    """The mean of the gradients in the history: it averages their noise, and ignores where they were evaluated."""
 
     def _gradient(self, out: Tensor) -> None:
         torch.mean(self._gradients[: len(self)], 0, out=out)

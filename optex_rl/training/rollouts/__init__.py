@@ -1,1 +1,1 @@
-"""Experience: collected and normalised at N parameter sets at once, and what comes of it."""
+"""Rollouts at N parameter sets at once: collection, normalisation, gradients and episode statistics."""

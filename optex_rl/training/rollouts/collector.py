@@ -35,7 +35,7 @@ class Rollout(NamedTuple):
 
 
 class Collector:
-    """Steps N × E environments with N policies; episodes go on from one collection to the next.
+    """Steps N × E environments with N policies; episodes continue from one collection to the next.
 
     Every point has random numbers of its own, for actions and for environments, so its trajectory does not depend on N.
 
@@ -44,8 +44,8 @@ class Collector:
         num_points: N.
         n_steps: T, steps per environment and collection.
         seed: the seed of the run.
-        normalizer: what brings observations and rewards to a common scale; by default they stay as they are. It is
-            frozen here: its owner updates it between collections.
+        normalizer: normalises observations and rewards; by default they stay as they are. It is frozen here: its owner
+            updates it between collections.
         noise_repeat: steps for which the random numbers of the actions are held.
         first_point: number of the first of the N points among those of the run, which decides its random numbers.
 
@@ -91,7 +91,7 @@ class Collector:
         have started new episodes, and those that ended in such a return are not among the episodes.
 
         Args:
-            policy: the N policies; they remember what they compute of the batch's observations.
+            policy: the N policies; they keep what they compute from the batch's observations.
             device: where the policies live, and the batch will.
         """
         N, T, E = self.shape
@@ -121,15 +121,15 @@ class Collector:
         return rollout
 
     def _restart(self, rows: Array) -> None:
-        """New episodes in the environments ``rows [N·E]``, whose random numbers go on."""
+        """New episodes in the environments ``rows [N·E]``, without seeding their generators again."""
         obs, _ = self.envs.reset(options={"reset_mask": rows})
         self._obs = np.where(rows[:, None], self._encode(obs), self._obs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Random numbers and, of natively vectorised tasks, the environments: a collection goes on exactly.
+        """Random numbers and, of natively vectorised tasks, the environments: a collection continues exactly.
 
-        Other environments do not give their state away: after loading they start new episodes, from seeds that the
-        saved random numbers give. The statistics of the normalizer are its owner's to save, and to load first.
+        Other environments cannot save their state: after loading they start new episodes, with seeds drawn from the
+        saved generators. The owner of the normalizer saves its statistics, and loads them first.
         """
         envs = self.envs
         return {
@@ -139,7 +139,7 @@ class Collector:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Load a state from `state_dict`."""
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.bit_generator.state = saved
         if isinstance(self.envs, NativeVectorEnv):
@@ -149,7 +149,7 @@ class Collector:
             seeds: Any = [int(g.integers(2**32)) for g in self.generators]
             obs, _ = self.envs.reset(seed=seeds)
             self._obs = self._encode(obs)
-            self.normalizer.forget_episodes()
+            self.normalizer.reset_episodes()
 
 
 class _Window:

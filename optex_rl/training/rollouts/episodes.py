@@ -19,7 +19,7 @@ class Episode(NamedTuple):
 
 
 class EpisodeStatistics:
-    """Running figures of all finished episodes, whichever point played them."""
+    """Running figures of all finished episodes, over all points."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -57,6 +57,6 @@ class EpisodeStatistics:
         return {"count": self.count, "sum": self._sum, "window": [list(entry) for entry in self._window]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Load a state from `state_dict`."""
         self.count, self._sum = state["count"], state["sum"]
         self._window = deque(((float(r), int(length)) for r, length in state["window"]), maxlen=WINDOW)

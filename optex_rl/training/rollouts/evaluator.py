@@ -51,30 +51,30 @@ class Evaluator(Protocol):
 
     @property
     def description(self) -> str:
-        """What steps the environments, for a reader."""
+        """What steps the environments, in words."""
 
     @property
     def is_exact(self) -> bool:
-        """Whether `load_state_dict` goes on bit for bit; else episodes start anew."""
+        """Whether a loaded state continues bit for bit; else episodes start over."""
 
     def __call__(self, points: Tensor) -> Evaluation:
         """Loss and gradient at ``points [N, d]``."""
 
     def end_iteration(self) -> None:
-        """Update the statistics, which stand still while points are evaluated, by what was seen at them."""
+        """Update the statistics, which are frozen while points are evaluated, with the data seen there."""
 
     def state_dict(self) -> dict[str, Any]:
         """What later evaluations depend on, besides the statistics."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Load a state from `state_dict`."""
 
     def close(self) -> None:
-        """Give back environments and processes."""
+        """Close environments and processes."""
 
 
 class FusedEvaluator:
-    """The evaluator in the process: one batched forward pass per time step serves all N points.
+    """The evaluator in this process: one batched forward pass per time step serves all N points.
 
     One backward pass of the summed losses gives all N gradients, because no point's loss depends on another point's
     parameters.
@@ -112,7 +112,7 @@ class FusedEvaluator:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the environments give their state away, as the native ones do."""
+        """Whether the environments can save their state, as the native ones can."""
         return isinstance(self.collector.envs, NativeVectorEnv)
 
     def end_iteration(self) -> None:
@@ -124,7 +124,7 @@ class FusedEvaluator:
         return self.collector.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Load a state from `state_dict`."""
         self.collector.load_state_dict(state)
 
     def close(self) -> None:

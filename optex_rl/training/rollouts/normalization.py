@@ -1,7 +1,7 @@
 """Observations and rewards brought to a common scale by running moments, as stable-baselines3's VecNormalize does.
 
 The moments are frozen while the N points of an evaluation collect, so that all gradients are of one objective;
-`Normalizer.update` then takes in what all points saw. Axes: T steps, E sub-environments of all points together, O
+`Normalizer.update` then adds the data of all points. Axes: T steps, E sub-environments of all points together, O
 observation features, B rows.
 """
 
@@ -23,7 +23,7 @@ PRIOR_ROWS: Final = 1e-4  # rows that mean 0 and variance 1 stand for before the
 
 
 class Moments(NamedTuple):
-    """Mean and population variance, float64 of any one shape, over so many rows."""
+    """Mean and population variance, float64 of any one shape, over ``rows`` rows."""
 
     rows: float
     mean: FloatArray
@@ -131,13 +131,13 @@ class Normalizer:
             self._seen.append((moments_of(obs.reshape(-1, obs.shape[-1])), moments_of(sums.reshape(-1))))
 
     def update(self) -> None:
-        """Take in what has been seen."""
+        """Update the moments with the windows noted since the last update."""
         for obs, returns in self._seen:
             self.obs_moments = merge_moments(self.obs_moments, obs)
             self.return_moments = merge_moments(self.return_moments, returns)
         self._seen.clear()
 
-    def forget_episodes(self) -> None:
+    def reset_episodes(self) -> None:
         """All environments begin new episodes."""
         self._returns = np.zeros_like(self._returns)
 
@@ -155,7 +155,7 @@ class Normalizer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Load a state from `state_dict`."""
 
         def moments(saved: Mapping[str, Any]) -> Moments:
             return Moments(saved["rows"], saved["mean"].numpy().copy(), saved["var"].numpy().copy())

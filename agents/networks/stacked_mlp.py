@@ -1,11 +1,11 @@
-"""A perceptron at N points: batched products, with backward passes by hand where torch's are slow.
+"""An MLP at N points: batched products, with backward passes by hand where torch's are slow.
 
 Axes: N points (parameter sets), B batch rows, H features of a hidden layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,7 +67,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
         rows, weight, outputs = ctx.saved_tensors
-        # In a perceptron the gradient comes from the next layer's product, and nobody else has it.
+        # In an MLP the gradient comes from the next layer's product, and nothing else holds it.
         gradient: Tensor = ctx.pull_back(grad_outputs[0], outputs)
         # The fewer features are the rows of the product: as its columns they took up to nine times as long.
         fewer_in = rows.shape[-1] < gradient.shape[-1]
@@ -76,18 +76,16 @@ class _Layer(torch.autograd.Function):
         return rows_gradient, weight_gradient, gradient.sum(1, keepdim=True), None, None
 
 
-class StackedPerceptron:
-    """A perceptron at N points.
+class StackedMlp:
+    """An MLP at N points.
 
     Args:
-        network: the prefix of its parameters' names.
-        stacked: parameters [N, *shape] by name, in the order of the layers.
+        layers: weight [N, out, in] and bias [N, out] of each.
         activation: of the hidden layers.
     """
 
-    def __init__(self, network: str, stacked: dict[str, Tensor], activation: Activation) -> None:
-        layers = [name.removesuffix(".weight") for name in stacked if name.startswith(network) and "weight" in name]
-        self._layers = [(stacked[f"{layer}.weight"], stacked[f"{layer}.bias"].unsqueeze(1)) for layer in layers]
+    def __init__(self, layers: Iterable[tuple[Tensor, Tensor]], activation: Activation) -> None:
+        self._layers = [(weight, bias.unsqueeze(1)) for weight, bias in layers]
         self._transposed = [(weight.mT, bias) for weight, bias in self._layers]  # views, made once for many calls
         self._activation = activation
 
