@@ -15,7 +15,7 @@ from .statistics import interquartile_mean, performance_profile, stack_returns, 
 
 AXES: Final = (
     ("iterations", "sequential iterations"),
-    ("wall_time", "seconds of training"),
+    ("cpu_time", "processor seconds of training"),
     ("env_steps", "environment steps"),
 )
 # Ten colours, then the same ones dashed and dotted: more methods than colours stay apart.
@@ -23,7 +23,7 @@ STYLES: Final = [{"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 %
 
 
 def draw_task(entries: Sequence[Entry], output: Path) -> None:
-    """Return against sequential iterations, wall time and environment steps: interquartile mean and 95 % interval.
+    """Return against sequential iterations, processor seconds and environment steps: interquartile mean, interval.
 
     Seconds and steps are means over seeds. A rollout of stable-baselines3 is no iteration of ours: it is left out where
     these are counted, and the other two axes are logarithmic then.
