@@ -71,4 +71,6 @@ def test_a_log_that_lacks_an_iteration_is_refused(tmp_path: Path, content: bytes
     (tmp_path / "progress.csv").write_bytes(content)
     with pytest.raises(RunFolderError, match="does not hold the 1 iterations that the checkpoint knows of"):
         RunLog(tmp_path, iteration=1)
+    with pytest.raises(RunFolderError, match="does not hold the -7 iterations"):
+        RunLog(tmp_path, iteration=-7)
     assert (tmp_path / "progress.csv").read_bytes() == content

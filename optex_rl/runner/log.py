@@ -62,10 +62,10 @@ class RunLog:
     def _take_back(self, iteration: int) -> list[str]:
         """Cut progress.csv off after ``iteration`` rows; returns its columns."""
         lines = read_regular(self._path, "the progress of a run").split(b"\r\n")
-        kept = lines[: iteration + 1]
+        kept = lines[: max(iteration, 0) + 1]
         expected = [b"iteration", *(str(i).encode() for i in range(1, iteration + 1))]
         columns = kept[0].decode(errors="replace").split(",")
-        whole = len(lines) > len(kept) and len({line.count(b",") for line in kept}) == 1
+        whole = 0 <= iteration < len(lines) - 1 and len({line.count(b",") for line in kept}) == 1
         if [line.split(b",")[0] for line in kept] != expected or not whole:
             raise RunFolderError(f"{self._path} does not hold the {iteration} iterations that the checkpoint knows of")
         with self._path.open("r+b") as file:
