@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from optex_rl import RunFolderError, resume
+from optex_rl import ConfigError, RunFolderError, resume
 from optex_rl.agents import Agent
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -35,6 +35,9 @@ def goes_on_exactly(names: dict[str, Any], tmp_path: Path) -> None:
     """Stopped after three iterations and resumed, both are what nothing stopped; another agent is refused."""
     train, config, own = names["train"], names["TrainConfig"], names["LeaveOneOut"]()
     options = {"env": "CartPole-v1", "lr_schedule": "constant", "logdir": str(tmp_path / "runs")}
+    with pytest.raises(ConfigError, match="n_critic_updates must be 0 with LeaveOneOut, got 2"):
+        train(config(**options, n_critic_updates=2, run_name="refused"), agent=own)
+    assert not (tmp_path / "runs" / "refused").exists()
     hooks = {"agent": own, "evaluator": names["Recording"]}
     whole = train(config(**options, iterations=5, run_name="whole"), **hooks)
     train(config(**options, iterations=3, run_name="run"), **hooks)

@@ -65,7 +65,7 @@ class Sweep:
         progress_bar: whether to show one.
 
     Raises:
-        ConfigError: a number is outside what is allowed, a task or method is named twice, or a task has no threshold.
+        ConfigError: a number is outside what is allowed, or a task or method is named twice.
     """
 
     folder: Path
@@ -156,7 +156,7 @@ def run_sweep(sweep: Sweep) -> StopRequest:
         Whether it was stopped, and by which signal.
 
     Raises:
-        ConfigError: a task, method or option cannot be used; nothing was run then.
+        ConfigError: a task, method or option cannot be used, or a task has no threshold; nothing was run then.
         RunFolderError: the folder holds runs with other options, or another process is writing to it.
         NumericalError, OptExError: a run or a worker failed.
     """

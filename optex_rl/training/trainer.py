@@ -56,6 +56,11 @@ class Trainer:
     ) -> None:
         self.config = config
         self.agent = agent = config.make_agent() if agent is None else agent
+        if config.n_critic_updates and not agent.shares_critic:  # a custom agent, which the options do not know
+            name = type(agent).__name__
+            raise ConfigError(
+                f"n_critic_updates must be 0 with {name}, got {config.n_critic_updates}: see shares_critic"
+            )
         with closing(make_vec(config.env, 1)) as envs:
             spaces = envs.single_observation_space, envs.single_action_space
         policy = build_policy(config, agent, *spaces) if policy is None else policy
