@@ -112,6 +112,8 @@ def test_of_several_numbers_tuning_chooses_one(tmp_path: Path) -> None:
     rates, entropy, epochs, clip = small_sweep(tmp_path, overrides={}).axes("CartPole-v1", method)
     assert (epochs.values, epochs.start, epochs.whole) == ((5, 10, 20), 10, True)
     assert (clip.values, clip.start, clip.whole) == ((0.1, 0.2), 0.2, False)
+    *_, divergence = small_sweep(tmp_path, overrides={}).axes("CartPole-v1", "trpo:target_kl=0.01/0.02/0.05")
+    assert (divergence.values, divergence.start) == ((0.01, 0.02, 0.05), 0.02)  # the options have none to start at
     job = small_sweep(tmp_path).job("CartPole-v1", method, (0.001, entropy.start, 5, 0.1), seed=0)
     assert job.setting == "lr 0.001, n_epochs 5, clip_range 0.1"
     assert isinstance(job.config, TrainConfig)

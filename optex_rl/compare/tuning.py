@@ -33,10 +33,11 @@ class Axis(NamedTuple):
     whole: bool = False
 
     @classmethod
-    def make(cls, name: str, values: Sequence[float], usual: float) -> Axis:
-        """The axis of an option, which starts at the value nearest to its ``usual`` one."""
+    def make(cls, name: str, values: Sequence[float], usual: float | None) -> Axis:
+        """The axis of an option, which starts at the value nearest to its ``usual`` one, or in the middle without."""
         grid = tuple(sorted(set(values)))
-        return cls(name, min(grid, key=lambda value: abs(value - usual)), grid, type(usual) is int)
+        start = grid[len(grid) // 2] if usual is None else min(grid, key=lambda value: abs(value - usual))
+        return cls(name, start, grid, all(type(value) is int for value in grid))
 
     @property
     def is_named(self) -> bool:
