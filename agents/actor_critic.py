@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..common.validation import check_flag, check_number
-from .interface import Agent, AgentLosses, Batch, combine_losses, critic_values
+from .interface import Agent, AgentLosses, Batch
+from .losses import combine_losses, critic_values
 from .networks.stacked import BoundPolicy
 from .returns import gae
 

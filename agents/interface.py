@@ -1,7 +1,7 @@
-"""The interface of agents, and the steps of the loss that all of them share.
+"""The interface of agents: experience, losses, and what moves the iterate.
 
 Axes: N points (parameter sets), T steps, E environments per point, O observation features, m components of a
-continuous action, K rows whose successor observation is not the next row, B = T·E.
+continuous action, K rows whose successor observation is not the next row.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from ..common.errors import ConfigError
-from .losses import entropy_loss, explained_variance, policy_gradient_loss, value_loss
 from .networks.stacked import BoundPolicy, StackedPolicy
-from .returns import normalize_advantages, successor_values
 
 
 class Batch(NamedTuple):
@@ -134,76 +131,3 @@ class Agent(ABC):
             seed: of everything random in the update.
         """
         return None
-
-
-def critic_values(policy: BoundPolicy, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Values of all observations, with gradient, and of their true successors, without: two tensors [N, T, E].
-
-    Raises:
-        ConfigError: the policy has no critic.
-    """
-    if not policy.has_critic:
-        raise ConfigError("This agent needs a policy with a critic, and the policy given has none.")
-    values = policy.critic(batch.obs.flatten(1, 2)).reshape(batch.rewards.shape)
-    with torch.no_grad():
-        final_values = policy.critic(batch.final_obs)
-    return values, successor_values(values.detach(), final_values, batch.final_index)
-
-
-def combine_losses(
-    policy: BoundPolicy,
-    batch: Batch,
-    advantages: Tensor,
-    critic: tuple[Tensor, Tensor] | None,
-    *,
-    ent_coef: float,
-    vf_coef: float,
-    normalize_advantage: bool,
-) -> AgentLosses:
-    """Policy, value and entropy loss of every point, weighted and added up (Mnih et al., 2016, arXiv 1602.01783).
-
-    Args:
-        policy: the N points that collected `batch`.
-        batch: their experience.
-        advantages: [N, T, E].
-        critic: values with gradient and their targets, both [N, T, E]; None for an agent without critic.
-        ent_coef: weight of the entropy bonus.
-        vf_coef: weight of the value loss.
-        normalize_advantage: whether the advantages of each point are normalised first.
-    """
-    if normalize_advantage:
-        advantages = normalize_advantages(advantages)
-    inputs = policy.actor(batch.obs.flatten(1, 2))
-    log_probs = policy.distribution.log_prob(inputs, batch.actions.flatten(1, 2))
-    policy_term = policy_gradient_loss(log_probs, advantages.flatten(1))
-    flat = None if critic is None else (critic[0].flatten(1), critic[1].flatten(1))
-    return add_up_losses(policy, inputs, policy_term, flat, ent_coef=ent_coef, vf_coef=vf_coef)
-
-
-def add_up_losses(
-    policy: BoundPolicy,
-    inputs: Tensor,
-    policy_term: Tensor,
-    critic: tuple[Tensor, Tensor] | None,
-    *,
-    ent_coef: float,
-    vf_coef: float,
-) -> AgentLosses:
-    """The weighted sum of policy, value and entropy loss of every point.
-
-    Args:
-        policy: the N points.
-        inputs: [N, B, A], the actor's outputs at the observations.
-        policy_term: [N], with gradient.
-        critic: values with gradient and their targets, both [N, B]; None for an agent without critic.
-        ent_coef: weight of the entropy bonus.
-        vf_coef: weight of the value loss.
-    """
-    # Without a bonus the entropy is only reported: no backward pass for a term of weight zero.
-    entropy_term = entropy_loss(policy.distribution.entropy(inputs if ent_coef else inputs.detach()))
-    total = policy_term + ent_coef * entropy_term
-    value_term = explained = torch.zeros_like(policy_term)
-    if critic is not None:
-        value_term, explained = value_loss(*critic), explained_variance(*critic)
-        total = total + vf_coef * value_term
-    return AgentLosses(total, policy_term.detach(), value_term.detach(), -entropy_term.detach(), explained)

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..common.errors import ConfigError, NonFiniteError
 from ..common.validation import check_at_least, check_number
 from .actor_critic import ActorCritic, Rows
-from .interface import AgentLosses, Batch, Iterate, add_up_losses
-from .losses import clipped_surrogate_loss
+from .interface import AgentLosses, Batch, Iterate
+from .losses import add_up_losses, clipped_surrogate_loss
 from .networks.stacked import BoundPolicy, StackedPolicy
 from .returns import normalize_advantages
 

@@ -64,6 +64,8 @@ def option_number(options: Options, name: str, default: float) -> float:
 
 def option_bounds(options: Options, low: float, high: float) -> tuple[float, float]:
     """Return the reset options "low" and "high", by default those given; raises ConfigError if they are no interval."""
+    if not options:  # as whenever an episode has ended
+        return low, high
     low, high = option_number(options, "low", low), option_number(options, "high", high)
     if low > high:
         raise ConfigError(f"reset option 'low' must not exceed 'high', got low={low} and high={high}.")

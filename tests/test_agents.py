@@ -123,59 +123,6 @@ def test_fused_gradients_equal_separate_ones(name: str, kind: str, N: int, dtype
         assert ((gradients[n] - expected).norm() / expected.norm()).item() < limit
 
 
-def test_a_points_losses_do_not_depend_on_the_others() -> None:
-    policy = make_policy("discrete")
-    points, (batch, _) = points_around(policy, 3).requires_grad_(), make_batch(3)
-    together = ActorCritic().loss(StackedPolicy(policy).bind(points), batch)
-    alone = ActorCritic().loss(StackedPolicy(policy).bind(points[1:2]), Batch(*(field[1:2] for field in batch)))
-    for fused, single in zip(together, alone, strict=True):
-        torch.testing.assert_close(fused[1:2], single)
-
-
-def linear_critics(weights: list[float]) -> tuple[MlpPolicy, Tensor]:
-    """Points with V(o) = weight · o for a single feature o, and a uniform policy over two actions."""
-    policy = MlpPolicy(gymnasium.spaces.Box(-9, 9, (1,)), gymnasium.spaces.Discrete(2), ())
-    points = torch.zeros(len(weights), StackedPolicy(policy).num_parameters)
-    # Actor: 2 weights and 2 biases; critic: 1 weight and 1 bias.
-    points[:, 4] = torch.tensor(weights)
-    return policy, points
-
-
-def single_step(N: int, *, terminated: bool, truncated: bool, listed: bool) -> Batch:
-    """One step with reward 0 from o = 1 to o = 2."""
-    return Batch(
-        obs=torch.ones(N, 1, 1, 1),
-        actions=torch.zeros(N, 1, 1, dtype=torch.int64),
-        rewards=torch.zeros(N, 1, 1),
-        terminated=torch.full((N, 1, 1), terminated),
-        truncated=torch.full((N, 1, 1), truncated),
-        final_obs=torch.full((N, 1, 1), 2.0 if listed else 0.0),
-        final_index=torch.full((N, 1), 0 if listed else -1),
-    )
-
-
-@pytest.mark.parametrize("truncated", [True, False])
-@pytest.mark.parametrize("kind", [ActorCritic, Reinforce])
-def test_bootstrapping_uses_the_points_own_critic(kind: type[ActorCritic | Reinforce], truncated: bool) -> None:
-    # Point i has V(o) = w_i·o, γ = 1: target R = V(2) = 2w, V = w, value loss w², advantage w, log π = −log 2,
-    # policy loss w·log 2. With w = (1, 3): value losses 1 and 9.
-    policy, points = linear_critics([1.0, 3.0])
-    batch = single_step(2, terminated=False, truncated=truncated, listed=True)
-    losses = kind(gamma=1.0, normalize_advantage=False).loss(StackedPolicy(policy).bind(points), batch)
-    torch.testing.assert_close(losses.value_loss, torch.tensor([1.0, 9.0]))
-    torch.testing.assert_close(losses.policy_loss, torch.tensor([1.0, 3.0]) * torch.tensor(2.0).log())
-
-
-@pytest.mark.parametrize("kind", [ActorCritic, Reinforce])
-def test_terminated_wins_over_truncated(kind: type[ActorCritic | Reinforce]) -> None:
-    # Nothing follows a termination: R = 0, V = w = 3, value loss 9. A bootstrap would give (γ·6 − 3)² = 0 for γ = ½.
-    policy, points = linear_critics([3.0])
-    for listed in (False, True):
-        batch = single_step(1, terminated=True, truncated=True, listed=listed)
-        losses = kind(gamma=0.5, normalize_advantage=False).loss(StackedPolicy(policy).bind(points), batch)
-        assert losses.value_loss.tolist() == [9.0]
-
-
 @pytest.mark.parametrize("name", list(AGENTS))
 def test_padding_has_no_effect(name: str) -> None:
     policy = make_policy("discrete")
@@ -222,21 +169,6 @@ def test_without_a_baseline_the_critic_neither_matters_nor_learns() -> None:
     bare = MlpPolicy(OBS, DISCRETE, (8,), critic=False)
     same = Reinforce(baseline=False).loss(StackedPolicy(bare).bind(points[:, :actor_size]), batch)
     assert torch.equal(same.total, losses.total)
-
-
-def test_a_step_down_the_gradient_favours_the_rewarded_action() -> None:
-    # A bandit: action 1 pays 1, action 0 nothing, every step terminates.
-    policy, points = linear_critics([0.0, 0.0])
-    actions = torch.arange(8).view(1, 8, 1).expand(2, 8, 1) % 2
-    ends = torch.ones(2, 8, 1, dtype=torch.bool)
-    none = torch.zeros(2, 0, 1), torch.zeros(2, 0, dtype=torch.int64)
-    batch = Batch(torch.ones(2, 8, 1, 1), actions, actions.float(), ends, torch.zeros_like(ends), *none)
-    for agent in (ActorCritic(), Reinforce(), Reinforce(baseline=False)):
-        parameters = points.clone().requires_grad_()
-        stacked = StackedPolicy(policy)
-        (gradients,) = torch.autograd.grad(agent.loss(stacked.bind(parameters), batch).total.sum(), parameters)
-        logits = stacked.actor(points - 0.1 * gradients, torch.ones(2, 1, 1))
-        assert (logits[..., 1] > logits[..., 0]).all()
 
 
 def loss_without_critic(agent: ActorCritic | Reinforce) -> AgentLosses:

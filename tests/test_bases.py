@@ -24,7 +24,8 @@ from optex_rl.bases import BASES, AskingBase, Objective, RefreshedBase, make_bas
 from optex_rl.bases.adapters import SAM, AdaHessian
 from optex_rl.bases.flat import FlatBase
 from optex_rl.cli import main
-from optex_rl.common.linear_algebra import hutchinson_diagonal, rademacher, split
+from optex_rl.common.linear_algebra import hutchinson_diagonal, rademacher
+from optex_rl.common.torch_private import split
 from optex_rl.training import Trainer
 
 from .helpers import ExactEstimator, Problem, advance, closure_of, same, stream, through_a_file
@@ -99,15 +100,6 @@ def test_steps_ahead_are_taken_back_bit_for_bit(name: str) -> None:
         assert not torch.equal(learner.point(), point)
     assert same(learner.optimizer.base.state_dict(), before)
     assert torch.equal(learner.iterate(2).point(), undisturbed.iterate(2).point())
-
-
-@every_base
-def test_a_step_leaves_gradients_and_its_argument_alone(name: str) -> None:
-    learner = Learner(name).iterate(1)
-    gradient, before = torch.ones_like(learner.point()), [p.grad for p in learner.policy.parameters()]
-    FlatBase(learner.optimizer.base).step(gradient, lambda here: here)
-    assert torch.equal(gradient, torch.ones_like(gradient))
-    assert all(p.grad is g for p, g in zip(learner.policy.parameters(), before, strict=True))
 
 
 @every_base
@@ -296,23 +288,17 @@ def test_adahessian_says_what_it_needs() -> None:
 # From the command line
 
 
+CONTINUOUS = ("--env", "Pendulum-v1", "--algo", "reinforce", "--n-steps", "20")
+
+
 @pytest.mark.parametrize(
-    ("name", "method"),
-    [(name, "optex") for name in BASES]
-    + [(name, method) for name in REFRESHED for method in ("vanilla", "data-parallel", "target")],
+    ("name", "options"),
+    [(name, ()) for name in BASES]
+    + [(name, ("--method", method)) for name in REFRESHED for method in ("vanilla", "data-parallel", "target")]
+    + [(name, CONTINUOUS) for name in REFRESHED],
 )
-def test_a_run_resumes_exactly(name: str, method: str, tmp_path: Path) -> None:
-    flags = ["--optimizer", name, "--method", method, "--lr-schedule", "constant"]
-    assert start(tmp_path, *flags, name="whole") == 0
-    assert start(tmp_path, *flags, iterations=2, name="halves") == 0
-    assert main(["train", "--resume", str(tmp_path / "halves"), "--iterations", "4"]) == 0
-    assert_same_runs(tmp_path / "whole", tmp_path / "halves")
-
-
-@pytest.mark.parametrize("name", REFRESHED)
-@pytest.mark.parametrize("env", ["Pendulum-v1"])
-def test_continuous_actions_train_and_resume(name: str, env: str, tmp_path: Path) -> None:
-    flags = ["--optimizer", name, "--env", env, "--lr-schedule", "constant", "--algo", "reinforce", "--n-steps", "20"]
+def test_a_run_resumes_exactly(name: str, options: tuple[str, ...], tmp_path: Path) -> None:
+    flags = ["--optimizer", name, "--lr-schedule", "constant", *options]
     assert start(tmp_path, *flags, name="whole") == 0
     assert start(tmp_path, *flags, iterations=2, name="halves") == 0
     assert main(["train", "--resume", str(tmp_path / "halves"), "--iterations", "4"]) == 0

@@ -23,12 +23,12 @@ from optex_rl.bases.natural import NaturalGradient
 from optex_rl.common.linear_algebra import (
     conjugate_gradients,
     fisher_product,
-    flatten,
     hessian_products,
     hutchinson_diagonal,
     rademacher,
     spatial_average,
 )
+from optex_rl.common.torch_private import flatten
 
 from .helpers import stream
 

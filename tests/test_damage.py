@@ -85,15 +85,6 @@ def test_flipped_bits_and_cut_files(runs: Path, tmp_path: Path) -> None:
             load_checkpoint(path)
 
 
-def test_damage_that_reaches_the_command_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = fresh_copy(runs, tmp_path)
-    whole = bytearray((folder / "checkpoint.pt").read_bytes())
-    whole[len(whole) // 2] ^= 1
-    (folder / "checkpoint.pt").write_bytes(whole)
-    for arguments in (["train", "--resume", str(folder), "--iterations", "4"], ["evaluate", str(folder)]):
-        assert "no checkpoint of optex-rl" in refused_line(arguments, capsys)
-
-
 def refused_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a command says when it is refused."""
     capsys.readouterr()

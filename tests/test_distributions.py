@@ -43,13 +43,6 @@ def test_gaussian_equals_torch_distributions() -> None:
     assert torch.equal(distribution.mode(inputs), mean)
 
 
-def test_gaussian_density_by_hand() -> None:
-    # μ = 1, σ = 2, a = 5: z = 2, log p = −½·4 − log 2 − ½ log 2π = −2 − 0.693147 − 0.918939 = −3.612086.
-    inputs = torch.tensor([1.0, math.log(2)])
-    log_prob = gaussian(1).log_prob(inputs, torch.tensor([5.0]))
-    torch.testing.assert_close(log_prob, torch.tensor(-3.612086))
-
-
 def test_categorical_frequencies_are_the_softmax() -> None:
     draws, probabilities = 200_000, torch.tensor([0.5, 0.3, 0.15, 0.05])
     distribution = Categorical(4)

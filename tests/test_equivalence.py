@@ -52,13 +52,6 @@ def test_one_point_is_the_base(case: Case, how: Drive) -> None:
     assert torch.equal(ours.idle, Problem().idle if not case.matrices else Problem(matrices=True).idle)
 
 
-@every_base
-def test_one_point_around_an_instance_is_the_base(case: Case) -> None:
-    ours, plain = case.problem(), case.problem()
-    expected = driven(plain, case.base(plain), "step")
-    assert torch.equal(driven(ours, OptEx.wrap(case.base(ours), parallelism=1), "step"), expected)
-
-
 def test_wrap_goes_on_with_the_state_of_the_base() -> None:
     ours, plain = Problem(), Problem()
     base, alone = CASES["Adam"].base(ours), CASES["Adam"].base(plain)
@@ -123,43 +116,22 @@ def with_exact_estimator(case: Case, **options: Any) -> tuple[Problem, OptEx]:
 
 @every_base
 @pytest.mark.parametrize("stride", [1, 2])
-def test_an_exact_estimate_makes_last_true_steps(case: Case, stride: int) -> None:
-    ours, optimizer = with_exact_estimator(case, selection="last", stride=stride)
+@pytest.mark.parametrize("how", ["last", "refine", "extrapolate"])
+def test_an_exact_estimate_makes_true_steps(case: Case, how: str, stride: int) -> None:
+    ours, optimizer = with_exact_estimator(case, selection="last" if how == "last" else "refine", stride=stride)
     plain = case.problem()
     base = case.base(plain)
     advance(plain, base, 1)
+    steps = 3 * stride + 1 if how == "last" else 4 * stride
     for _ in range(3):
-        optimizer.step(closure_of(ours, optimizer))
-        advance(plain, base, 3 * stride + 1)
-        assert optimizer.statistics["steps"] == 3 * stride + 1
+        if how == "extrapolate":
+            advance(ours, optimizer, 1)
+        else:
+            optimizer.step(closure_of(ours, optimizer))
+        advance(plain, base, steps)
+        assert optimizer.statistics["steps"] == steps
         assert torch.equal(ours.point(), plain.point())
     assert same(optimizer.base.state_dict(), base.state_dict())
-
-
-@every_base
-@pytest.mark.parametrize("stride", [1, 2])
-def test_an_exact_estimate_makes_refine_true_steps(case: Case, stride: int) -> None:
-    ours, optimizer = with_exact_estimator(case, selection="refine", stride=stride)
-    plain = case.problem()
-    base = case.base(plain)
-    advance(plain, base, 1)
-    for _ in range(3):
-        optimizer.step(closure_of(ours, optimizer))
-        advance(plain, base, 4 * stride)
-        assert optimizer.statistics["steps"] == 4 * stride
-        assert torch.equal(ours.point(), plain.point())
-
-
-@typical_base
-def test_an_exact_estimate_makes_extrapolate_true_steps(case: Case) -> None:
-    ours, optimizer = with_exact_estimator(case, stride=2)
-    plain = case.problem()
-    base = case.base(plain)
-    advance(plain, base, 1)
-    for _ in range(3):
-        advance(ours, optimizer, 1)
-        advance(plain, base, 8)
-        assert torch.equal(ours.point(), plain.point())
 
 
 @typical_base
@@ -245,18 +217,6 @@ def test_parameters_without_gradient_do_not_matter_to_closure_or_emulate(case: C
         advance(other, emulated, 3)
         assert torch.equal(ours.point(), other.point())
     assert torch.equal(ours.idle, before)
-
-
-@pytest.mark.parametrize("selection", ["last", "loss", "grad_norm", "refine"])
-def test_two_runs_agree(selection: str) -> None:
-    def run() -> Problem:
-        problem = Problem()
-        optimizer = OptEx(problem.groups(), lr=0.01, selection=selection, blocks="groups")
-        for _ in range(6):
-            optimizer.step(closure_of(problem, optimizer))
-        return problem
-
-    assert torch.equal(run().point(), run().point())
 
 
 def rosenbrock(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from optex_rl.bases.flat import FlatBase
 from optex_rl.common.errors import ConfigError
-from optex_rl.common.linear_algebra import flatten, split
+from optex_rl.common.torch_private import flatten, split
 
 from .helpers import CASES, Case, Problem, advance, same
 

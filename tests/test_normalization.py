@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -157,19 +156,6 @@ def test_statistics_stand_still_until_they_are_updated() -> None:
     third = collector.collect(policy).batch
     assert third.obs[..., 2].std() < 2.0 < first.obs[..., 2].std()  # the speed, up to 8 rad/s
     assert third.rewards.abs().mean() < 0.5 * first.rewards.abs().mean()
-
-
-def test_the_order_of_the_points_does_not_matter() -> None:
-    window = np.random.default_rng(0).normal(2.0, 3.0, (20, 6, 4))
-    rewards, ended = window[..., 0], window[..., 1] > 6.0
-    moments = []
-    for order in itertools.permutations(range(3)):
-        rows = np.concatenate([[2 * n, 2 * n + 1] for n in order])
-        normalizer = Normalizer(4, 6, 0.99, obs=True, reward=True)
-        normalizer.see(window[:, rows], rewards[:, rows], ended[:, rows])
-        normalizer.update()
-        moments.append([*normalizer.obs_moments.mean, *normalizer.obs_moments.var, normalizer.return_moments.var])
-    assert np.allclose(moments, moments[0], rtol=1e-12)
 
 
 def test_final_observations_are_normalised_alike() -> None:

@@ -13,11 +13,9 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from optex_rl import OptEx
 from optex_rl.bases import BASES, make_base
 from optex_rl.bases.flat import FlatBase, Stepper
 from optex_rl.bases.replica import FlatReplica, runs_of_groups
-from optex_rl.common.errors import NonFiniteError
 
 from .helpers import same
 
@@ -149,19 +147,6 @@ def test_every_replica_takes_the_options_and_the_state_of_its_moment() -> None:
         torch.testing.assert_close(flat.point(), plain.point())
 
 
-def test_steps_that_explode_are_undone() -> None:
-    flat = fresh("sgd")
-    point = flat.point()
-
-    def explode() -> None:
-        with flat.committed_steps() as stepper:
-            stepper.step(torch.full((67,), float("inf")))
-
-    with pytest.raises(NonFiniteError, match="67 parameters NaN or infinite; it was undone"):
-        explode()
-    assert torch.equal(flat.point(), point)
-
-
 class Subclass(torch.optim.SGD):
     """May do anything."""
 
@@ -264,12 +249,3 @@ def test_where_tensors_matter_the_base_steps_itself(make: Callable[[], FlatBase]
     plain.step(gradients(1)[0])
     assert torch.equal(flat.point(), plain.point())
     assert same(states(flat), states(plain))
-
-
-def test_a_step_without_closure_that_explodes_is_taken_back() -> None:
-    parameter = Parameter(torch.ones(2))
-    optimizer = OptEx([parameter], lr=1e38, base="sgd", parallelism=2)
-    parameter.grad = torch.full((2,), 1e10)
-    with pytest.raises(NonFiniteError, match="2 parameters NaN or infinite; it was undone"):
-        optimizer.step()
-    assert torch.equal(parameter.detach(), torch.ones(2))

@@ -91,12 +91,6 @@ def test_discounted_returns_terminated_truncated_and_last_step() -> None:
     torch.testing.assert_close(returns, column(2, 2, 5, 4, 10, 10, 11), rtol=0, atol=0)
 
 
-def test_discounted_returns_of_a_window_that_ends_with_a_termination() -> None:
-    # γ = 1/2: t = 1 is the last step and terminated: 2; t = 0: 1 + 2/2 = 2.
-    returns = discounted_returns(column(1, 2), column(8, 8), flags(1, T=2), flags(T=2), 0.5)
-    torch.testing.assert_close(returns, column(2, 2), rtol=0, atol=0)
-
-
 def test_gae_terminated_truncated_and_last_step() -> None:
     # γ = 1/2, λ = 1/2, so γλ = 1/4; V = 2; next value 4, hence δ = r + 2 − 2 = r, and r − 2 where terminated.
     # t = 5 (last):        A = 8

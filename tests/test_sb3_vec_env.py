@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import gymnasium
@@ -10,11 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from gymnasium.wrappers import TimeLimit
-from stable_baselines3 import A2C
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from optex_rl import ConfigError
 from optex_rl.sb3 import make_sb3_vec_env
@@ -168,31 +165,3 @@ def test_wrappers_of_stable_baselines3_work_on_top() -> None:
                 np.testing.assert_allclose(
                     ours["terminal_observation"], theirs["terminal_observation"], rtol=1e-4, atol=1e-5
                 )
-
-
-def test_vec_monitor_counts_the_same_returns() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that the infos of Monitor are replaced, as they are
-        env = VecMonitor(make_sb3_vec_env("CartPole-v1", 2, seed=0))
-    bare = make_sb3_vec_env("CartPole-v1", 2, seed=0)
-    env.reset()
-    bare.reset()
-    for actions in actions_of(bare, 50):
-        for a, b in zip(env.step(actions)[3], bare.step(actions)[3], strict=True):
-            assert a.keys() == b.keys()
-            if "episode" in a:
-                assert a["episode"]["r"] == b["episode"]["r"]
-
-
-def test_a_model_learns_the_same_as_on_dummy_vec_env() -> None:
-    """And `evaluate_policy` believes that episodes are monitored: it warns otherwise."""
-    models = [
-        A2C("MlpPolicy", env, seed=0, device="cpu").learn(800)
-        for env in (make_sb3_vec_env("CartPole-v1", 4), make_vec_env("CartPole-v1", 4))
-    ]
-    for a, b in zip(*(model.policy.parameters() for model in models), strict=True):
-        np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=1e-3, atol=1e-5)
-    returns = [info["r"] for info in models[0].ep_info_buffer or []]
-    assert returns == [info["r"] for info in models[1].ep_info_buffer or []]
-    mean, _ = evaluate_policy(models[0], make_sb3_vec_env("CartPole-v1", 2, seed=3), n_eval_episodes=3)
-    assert mean == evaluate_policy(models[0], make_vec_env("CartPole-v1", 2, seed=3), n_eval_episodes=3)[0]

@@ -81,19 +81,6 @@ def test_stacked_equals_separate_with_gradients(name: str, N: int, dtype: torch.
         assert relative_error(gradients[n], expected) < limit
 
 
-@pytest.mark.parametrize("name", ["tanh", "box", "relu"])
-def test_products_by_hand_equal_vmap(name: str) -> None:
-    policy = architectures()[name]
-    # The class of a subclass is not known to be two MLPs, which sends it through vmap.
-    general = copy.deepcopy(policy)
-    general.__class__ = type("Derived", (MlpPolicy,), {})
-    points, obs = points_around(policy, 3), torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
-    by_hand, by_vmap = StackedPolicy(policy), StackedPolicy(general)
-    assert type(by_hand.bind(points)) is not type(by_vmap.bind(points))
-    assert relative_error(by_hand.actor(points, obs), by_vmap.actor(points, obs)) < 1e-5
-    assert relative_error(by_hand.critic(points, obs), by_vmap.critic(points, obs)) < 1e-5
-
-
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("name", ["tanh", "box", "relu"])
 def test_derivatives_by_hand_equal_vmap(name: str, again: bool) -> None:
@@ -162,18 +149,6 @@ def test_evaluation_changes_nothing(name: str) -> None:
     assert torch.equal(points, kept[0])
     assert torch.equal(obs, kept[1])
     assert all(torch.equal(before[key], value) for key, value in policy.state_dict().items())
-
-
-def test_without_gradient_the_numbers_are_the_same() -> None:
-    policy = architectures()["tanh"]
-    points, obs = (
-        points_around(policy, 2).requires_grad_(),
-        torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)),
-    )
-    with torch.no_grad():
-        quiet = StackedPolicy(policy).actor(points, obs)
-    assert not quiet.requires_grad
-    assert torch.equal(quiet, StackedPolicy(policy).actor(points, obs).detach())
 
 
 @pytest.mark.parametrize("name", ["tanh", "shared"])

@@ -76,6 +76,9 @@ class _Layer(torch.autograd.Function):
         return rows_gradient, weight_gradient, gradient.sum(1, keepdim=True), None, None
 
 
+_layer: Callable[..., Tensor] = _Layer.apply
+
+
 class StackedMlp:
     """An MLP at N points.
 
@@ -106,8 +109,3 @@ class StackedMlp:
             rows = self._activation.apply(torch.baddbmm(hidden_bias, rows, hidden_weight))
             outputs.append(rows)
         return torch.baddbmm(bias, rows, weight), tuple(outputs)
-
-
-def _layer(*arguments: Any) -> Tensor:
-    result: Tensor = _Layer.apply(*arguments)  # type: ignore[no-untyped-call]  # torch does not annotate apply
-    return result

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.func import grad
 
 from ..common.errors import ConfigError, NonFiniteError
-from ..common.linear_algebra import flatten, hutchinson_diagonal, rademacher, spatial_average, split
+from ..common.linear_algebra import hutchinson_diagonal, rademacher, spatial_average
+from ..common.torch_private import flatten, split
 from .protocols import Objective
 
 

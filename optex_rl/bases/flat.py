@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from ..common.errors import ConfigError, NonFiniteError, NumericalError
-from ..common.linear_algebra import flatten, split
+from ..common.torch_private import flatten, split
 from .protocols import AskingBase, GradientFunction
 from .replica import FlatReplica
 

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from ..agents import StackedPolicy
 from ..common.errors import ConfigError, NonFiniteError
-from ..common.linear_algebra import conjugate_gradients, fisher_product, flatten, split
+from ..common.linear_algebra import conjugate_gradients, fisher_product
+from ..common.torch_private import flatten, split
 from .protocols import Objective
 
 

@@ -82,6 +82,8 @@ BASES: Final[dict[str, Base | ImportedBase]] = {
     "kfac": ImportedBase(".kfac.KFAC", "kfac"),
     "natural": ImportedBase(".natural.NaturalGradient", None),
 }
+# The very classes: a subclass may do anything.
+ELEMENTWISE: Final = frozenset(entry.cls for entry in BASES.values() if isinstance(entry, Base) and entry.elementwise)
 
 
 def check_name(name: str) -> None:
@@ -103,14 +105,8 @@ def resolve_base(base: str | type[Optimizer]) -> Base:
         entry = BASES[base]
         return entry.load() if isinstance(entry, ImportedBase) else entry
     if isinstance(base, type) and issubclass(base, Optimizer):
-        known = (entry for entry in BASES.values() if isinstance(entry, Base))
-        return Base(base, elementwise=any(entry.cls is base and entry.elementwise for entry in known))
+        return Base(base, elementwise=base in ELEMENTWISE)
     raise ConfigError(f"base must be a name or a torch.optim.Optimizer class, got {base!r}")
-
-
-def is_elementwise(optimizer: Optimizer) -> bool:
-    """Whether the table knows the very class of ``optimizer`` as elementwise; a subclass may do anything."""
-    return resolve_base(type(optimizer)).elementwise
 
 
 def fused_kwargs(base: str | type[Optimizer]) -> dict[str, Any]:

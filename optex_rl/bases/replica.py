@@ -7,7 +7,6 @@ instead of a dozen small tensors: the same steps, up to the rounding of vectoris
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..common.linear_algebra import flatten, split
-from ..common.torch_private import copy_all, has_step_hooks
+from ..common.torch_private import copy_all, flatten, has_step_hooks, split
 from .protocols import GradientFunction
-from .registry import is_elementwise
+from .registry import ELEMENTWISE
 
 
 def has_replica(base: Optimizer) -> bool:
@@ -27,27 +25,35 @@ def has_replica(base: Optimizer) -> bool:
 
     Not if a hook or a patched ``step`` must see every step, nor with parameters of several devices or precisions.
     """
-    if has_step_hooks(base) or "step" in vars(base) or not is_elementwise(base):
+    if has_step_hooks(base) or "step" in vars(base) or type(base) not in ELEMENTWISE:
         return False
-    if any(group.get("differentiable") or not group["params"] for group in base.param_groups):
-        return False
-    parameters = [p for group in base.param_groups for p in group["params"]]
-    kinds = {(p.device, p.dtype) for p in parameters}
-    # A parameter without axes has the shape of its step counter, so that the two cannot be told apart.
-    return len(kinds) == 1 and all(p.ndim > 0 and p.is_floating_point() for p in parameters)
+    kinds = set()
+    for group in base.param_groups:
+        if group.get("differentiable") or not group["params"]:
+            return False
+        for p in group["params"]:
+            # A parameter without axes has the shape of its step counter, so that the two cannot be told apart.
+            if p.ndim == 0 or not p.is_floating_point():
+                return False
+            kinds.add((p.device, p.dtype))
+    return len(kinds) == 1
 
 
 def runs_of_groups(base: Optimizer) -> list[dict[str, Any]]:
     """The parameter groups of ``base``, neighbours as one where no option of its class and no counter differs."""
-
-    def treatment(group: dict[str, Any]) -> list[Any]:
+    runs: list[dict[str, Any]] = []
+    treatments: list[Any] = []
+    for group in base.param_groups:
         parameter = group["params"][0]
         state = base.state.get(parameter, {})
-        counters = [(key, value) for key, value in state.items() if not _has_entries(value, parameter)]
-        return [*((key, group.get(key)) for key in base.defaults), *counters]
-
-    runs = [list(run) for _, run in itertools.groupby(base.param_groups, treatment)]
-    return [{**run[0], "params": [p for group in run for p in group["params"]]} for run in runs]
+        counters = {key: value for key, value in state.items() if not _has_entries(value, parameter)}
+        treatment = list(map(group.get, base.defaults)), counters
+        if runs and treatment == treatments[-1]:
+            runs[-1]["params"] += group["params"]
+        else:
+            runs.append({**group, "params": list(group["params"])})
+            treatments.append(treatment)
+    return runs
 
 
 def _has_entries(value: Any, parameter: Tensor) -> bool:
@@ -99,31 +105,31 @@ class FlatReplica:
         self._gradient = torch.empty_like(self._point)
         sizes = [sum(p.numel() for p in run["params"]) for run in runs]
         self._vectors = torch.split(self._point, sizes)
-        for vector, gradient in zip(self._vectors, torch.split(self._gradient, sizes), strict=True):
+        known, groups = defaultdict[Tensor, dict[str, Any]](dict), []
+        gradients = torch.split(self._gradient, sizes)
+        for run, state, vector, gradient in zip(runs, states, self._vectors, gradients, strict=True):
             vector.grad = gradient
-        # Many optimizers initialise on `len(state) == 0`.
-        known = {vector: state for vector, state in zip(self._vectors, states, strict=True) if state}
+            groups.append({**run, "params": [vector]})
+            if state:  # many optimizers initialise on `len(state) == 0`
+                known[vector] = state
         # The function that torch wraps for hooks and profilers: the wrapper costs as much as the step.
         self._step = inspect.unwrap(type(base).step)
         # As unpickling does: every option is in the groups, and the constructor's checks cost as much as two steps.
         self._optimizer: Optimizer = type(base).__new__(type(base))
-        self._optimizer.__setstate__(
-            {
-                "defaults": base.defaults,
-                "state": defaultdict(dict, known),
-                "param_groups": [{**run, "params": [v]} for run, v in zip(runs, self._vectors, strict=True)],
-            }
-        )
+        self._optimizer.__setstate__({"defaults": base.defaults, "state": known, "param_groups": groups})
 
     @classmethod
     def of(cls, base: Optimizer, max_grad_norm: float | None) -> FlatReplica | None:
         """The replica of ``base``, or None if it can have none."""
         if not has_replica(base):
             return None
-        runs = runs_of_groups(base)
-        states = [merged_state([base.state.get(p, {}) for p in run["params"]], run["params"]) for run in runs]
-        known = [state for state in states if state is not None]
-        return cls(base, runs, known, max_grad_norm) if len(known) == len(states) else None
+        runs, states = runs_of_groups(base), []
+        for run in runs:
+            state = merged_state([base.state.get(p, {}) for p in run["params"]], run["params"])
+            if state is None:
+                return None
+            states.append(state)
+        return cls(base, runs, states, max_grad_norm)
 
     def point(self) -> Tensor:
         """The parameters θ ``[d]``, which the next step changes in place."""

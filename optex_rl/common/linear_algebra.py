@@ -1,18 +1,16 @@
-"""Products with curvature, linear systems, and tensors as one vector: pure functions.
+"""Products with curvature, and linear systems: pure functions.
 
 Axes: ``d`` parameters, ``S`` probes, ``B`` rows of a batch, ``A`` inputs of a distribution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
-
-from .torch_private import flatten_dense, unflatten_dense
 
 
 def _vjp(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -96,16 +94,3 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], target: Tensor, ite
         previous, squared = squared, residual.dot(residual)
         direction = residual + squared / previous * direction
     return x
-
-
-@torch.no_grad()
-def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Copy of all entries as one vector ``[d]``."""
-    if len(tensors) == 1:  # their vector would be a view
-        return tensors[0].flatten().clone()
-    return flatten_dense(tensors)
-
-
-def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a vector ``[d]`` in the shapes of ``like``."""
-    return list(unflatten_dense(vector, like))

@@ -15,16 +15,18 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 
-def flatten_dense(tensors: Sequence[Tensor]) -> Tensor:
-    """All entries as one vector ``[d]`` (test_flatten_and_split_are_inverse)."""
+@torch.no_grad()
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """Copy of all entries as one vector ``[d]`` (test_flatten_and_split_are_inverse)."""
+    if len(tensors) == 1:  # their vector would be a view
+        return tensors[0].flatten().clone()
     vector: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
     return vector
 
 
-def unflatten_dense(vector: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
+def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of a vector ``[d]`` in the shapes of ``like`` (test_flatten_and_split_are_inverse)."""
-    views: Sequence[Tensor] = _unflatten_dense_tensors(vector, like)  # type: ignore[no-untyped-call]
-    return views
+    return list(_unflatten_dense_tensors(vector, like))  # type: ignore[no-untyped-call]
 
 
 def copy_all(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -12,11 +12,19 @@ from torch.optim import Optimizer
 
 from ..bases.flat import FlatBase
 from ..common.errors import ConfigError
-from .diagnostics import iteration_statistics, mean_cosines
 from .estimator.gp import Predictor
 from .estimator.predictors import PREDICTORS
 from .evaluations import Evaluations, as_losses, check_evaluations, check_finite
-from .iteration import Proposal, follow, predict_here, propose, select, unpredicted_step
+from .iteration import (
+    Proposal,
+    follow,
+    iteration_statistics,
+    mean_cosines,
+    predict_here,
+    propose,
+    select,
+    unpredicted_step,
+)
 from .options import OptExOptions
 from .selection import SELECTIONS
 
@@ -62,24 +70,15 @@ class Engine:
         ``with_gradient`` says which parameters have a gradient at all; None: every one that is not frozen. ``usable
         [N]`` says which evaluations may be used; the other points are treated as if they had never been asked for.
         """
-        proposal = self.proposal
-        if proposal is None:
-            raise ConfigError("call ask() before tell(): there are no points that these gradients could belong to")
-        if proposal.modified:
-            raise ConfigError("the points of ask() were changed in place: change a copy of them, and ask() again")
-        if move and not self.base.is_at(proposal.points[0]):
-            raise ConfigError("the parameters were moved since ask(): ask() again, or tell with move=False")
+        proposal = self._proposal_for(move)
         evaluations = check_evaluations(proposal.points, gradients, losses, self.options.selection, usable)
         self.base.with_gradient = with_gradient
         self.proposal = None
-        if self.options.parallelism > 1:
-            self._take(proposal, evaluations, move)
-        elif move:
-            with self.base.undone_on_fault():
-                self.base.step(evaluations.gradients[0])
-
-    def _take(self, proposal: Proposal, evaluations: Evaluations, move: bool) -> None:
-        """Insert the evaluations of a proposal into the history and, if ``move``, step to the next iterate."""
+        if self.options.parallelism == 1:
+            if move:
+                with self.base.undone_on_fault():
+                    self.base.step(evaluations.gradients[0])
+            return
         estimator, distances = self._insert(proposal, evaluations)
         iterate = distances[0] if evaluations.rows[0] == 0 and len(distances) == len(evaluations.rows) else None
         cosines = self._cosines(proposal, evaluations)
@@ -87,11 +86,25 @@ class Engine:
         choose = SELECTIONS[self.options.selection].choose
         best = None if choose is None else choose(evaluations.gradients, evaluations.losses, maximize)
         proposal.keep_only(None if best is None else evaluations.rows[best])  # before the steps, which need room
-        with self.base.committed_steps() as stepper:
-            steps = 0
-            if move:
+        steps = 0
+        if move:
+            with self.base.committed_steps() as stepper:
                 steps = select(stepper, estimator, proposal, evaluations, best, self.options, iterate)
         self._record(proposal, evaluations, steps, cosines)
+
+    def _proposal_for(self, move: bool) -> Proposal:
+        """The iteration under way, of which `tell` brings the evaluations.
+
+        Raises:
+            ConfigError: there is none, its points were changed, or the parameters were moved and would ``move``.
+        """
+        if self.proposal is None:
+            raise ConfigError("call ask() before tell(): there are no points that these gradients could belong to")
+        if self.proposal.modified:
+            raise ConfigError("the points of ask() were changed in place: change a copy of them, and ask() again")
+        if move and not self.base.is_at(self.proposal.points[0]):
+            raise ConfigError("the parameters were moved since ask(): ask() again, or tell with move=False")
+        return self.proposal
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
         """One iteration, ``closure`` evaluated at one point after the other; returns its result at the iterate."""

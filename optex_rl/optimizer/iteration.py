@@ -1,10 +1,11 @@
-"""One sequential iteration of OptEx (Shu et al., 2024, arXiv 2402.11427, Algorithm 1): propose and select.
+"""One sequential iteration of OptEx (Shu et al., 2024, arXiv 2402.11427, Algorithm 1): propose, select, report.
 
 Axes: ``N`` points, ``d`` parameters, ``B`` blocks, ``M = (N − 1)·stride`` base steps from the first point to the last.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,9 @@ def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) 
     the base carried along (Algorithm 1, lines 3–5, where ``stride`` is 1). ``base`` is left as it was.
     """
     N, stride = options.parallelism, options.stride
-    looks_first = SELECTIONS[options.selection].looks_first
+    # OptEx never steps to a region it has not evaluated if it takes its steps again afterwards. Then one gradient is
+    # enough to look ahead, although it does not say how the gradient changes.
+    looks_first = SELECTIONS[options.selection].choose is None
     if N == 1 or estimator is None or not (estimator.ready or (looks_first and len(estimator) > 0)):
         return predict_here(base.point().repeat(N, 1), None)
     distances = []
@@ -191,3 +194,47 @@ def select(
     stepper.move_to(proposal.points[0])  # where it was evaluated, should the learning rate have changed since
     stepper.step(evaluations.gradients[best], estimator.mean)
     return chosen * options.stride + 1
+
+
+def mean_cosines(a: Tensor, b: Tensor, sizes: list[int]) -> list[float]:
+    """Mean cosine between the rows of two matrices ``[N, d]``: over all columns, then over each block of columns.
+
+    Args:
+        a: ``[N, d]``.
+        b: ``[N, d]``.
+        sizes: of the blocks, which are consecutive and make up ``d``.
+    """
+    products = []
+    for x, y in zip(torch.split(a, sizes, dim=1), torch.split(b.to(a), sizes, dim=1), strict=True):
+        dots = torch.stack(list(map(torch.dot, x, y)))  # row by row: all at once would need memory for their products
+        products.append(torch.stack([dots, torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(y, dim=1)]))
+    dots, *norms = torch.stack(products, dim=1)  # [blocks, N] each
+    # Over all columns dots add up, and so do the squares of norms; a zero vector has the cosine 0.
+    cosines = torch.cat([dots.sum(0, keepdim=True), dots])
+    for norm in norms:
+        total = torch.linalg.vector_norm(norm, dim=0, keepdim=True)
+        cosines /= torch.cat([total, norm]).clamp_min(torch.finfo(norm.dtype).tiny)
+    return [float(cosine) for cosine in cosines.mean(1)]
+
+
+def iteration_statistics(
+    cosines: list[float], variances: Tensor, estimator: Predictor, groups: list[dict[str, Any]]
+) -> dict[str, float]:
+    """The diagnostics of an iteration by name.
+
+    Args:
+        cosines: between predictions and true gradients, from `mean_cosines` over the groups; empty if there were none.
+        variances: posterior variances at the points, ``[N, B]``.
+        estimator: gives its fitted hyperparameters.
+        groups: parameter groups; several get a cosine each.
+    """
+    names = [str(group.get("name", number)) for number, group in enumerate(groups)]
+    tags = ["cosine"] if len(groups) == 1 else ["cosine", *(f"cosine/{name}" for name in names)]
+    statistics = dict(zip(tags, cosines, strict=False))
+    figures = {**estimator.hyperparameters(), "variance": variances.mean(0)}
+    values = {name: blocks.tolist() for name, blocks in figures.items()}
+    for key, blocks in values.items():
+        tags = [key] if len(blocks) == 1 else [f"{key}/{name}" for name in names]
+        # A length scale is infinite where only one point is known: a figure that plots and JSON cannot hold.
+        statistics |= {tag: value for tag, value in zip(tags, blocks, strict=True) if value != math.inf}
+    return statistics

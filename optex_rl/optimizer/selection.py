@@ -28,14 +28,6 @@ class Selection:
     choose: Choice | None
     needs_losses: bool = False
 
-    @property
-    def looks_first(self) -> bool:
-        """Whether OptEx never steps to a region it has not evaluated, so that one gradient is enough to look ahead.
-
-        A single gradient does not say how the gradient changes: it may choose points to evaluate, but not a step.
-        """
-        return self.choose is None
-
 
 def last_point(gradients: Tensor, losses: Tensor | None, maximize: bool) -> int:
     """The end of the chain, the paper's main choice."""

@@ -60,7 +60,7 @@ class FaultLog:
 
     Attributes:
         folder: the run folder, or None to save nothing.
-        in_a_row: bad attempts since the last good one.
+        in_a_row: bad attempts since the last good one, which sets it to 0.
         dropped: points dropped in the whole run.
     """
 
@@ -73,10 +73,6 @@ class FaultLog:
         self._iteration = 0  # of the last bad attempt
         self._attempt = 0  # its number among the bad ones of that iteration
         self._last: NumericalError | None = None
-
-    def good(self) -> None:
-        """Count an attempt without a fault."""
-        self.in_a_row = 0
 
     def bad(self, iteration: int, error: NumericalError, evidence: dict[str, Any] | None = None) -> None:
         """Count an attempt with a fault, save the evidence, and stop the run at the limit.

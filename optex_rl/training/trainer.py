@@ -100,7 +100,8 @@ class Trainer:
         if self.critic is not None:
             self.critic.set_learning_rate(self.config.critic_learning_rate * schedule)
         for _ in range(self.config.evaluations):
-            report = self._evaluate_and_step()
+            while not (report := self._attempt()):
+                pass  # a fault allowed no step: again, with new samples
             self.evaluator.end_iteration()  # after each evaluation, so that target stays vanilla with fewer reports
         self.iteration += 1
         return {
@@ -112,37 +113,36 @@ class Trainer:
             **{f"optex/{name}": value for name, value in self.optimizer.statistics.items()},
         }
 
-    def _evaluate_and_step(self) -> dict[str, float]:
-        """Evaluate and step, again with new samples after a fault that allows no step; returns the metrics."""
-        while True:
-            try:
-                report = self._attempt()
-            except NotPositiveDefiniteError as error:
-                self.faults.bad(self.iteration + 1, error)
-                self.optimizer.reset_history()  # the same history would give the same matrix
-            except NumericalError as error:
-                if self.faults.stops_with(error):
-                    raise
-                self.faults.bad(self.iteration + 1, error, {"policy": self.policy.state_dict()})
-            else:
-                if report is not None:
-                    return report
+    def _attempt(self) -> dict[str, float]:
+        """One evaluation, and the step from its usable points; returns the metrics, none if no step was possible."""
+        try:
+            points = self.optimizer.ask()
+            evaluation = self.evaluator(points)
+            self.episodes.add(evaluation.episodes)
+            self.env_steps += evaluation.samples
+            reasons = find_faults(evaluation.gradients, evaluation.losses.total, evaluation.broken)
+            usable = self._drop(reasons, points, evaluation) if reasons else None
+            if usable is not None and not usable.any():
+                return {}
+            report = self._step(points, evaluation, usable)
+        except NotPositiveDefiniteError as error:
+            self.faults.bad(self.iteration + 1, error)
+            self.optimizer.reset_history()  # the same history would give the same matrix
+            return {}
+        except NumericalError as error:
+            if self.faults.stops_with(error):
+                raise
+            self.faults.bad(self.iteration + 1, error, {"policy": self.policy.state_dict()})
+            return {}
+        if usable is None:
+            self.faults.in_a_row = 0
+        return report
 
-    def _attempt(self) -> dict[str, float] | None:
-        """One evaluation, and the step from its usable points; None if no point is usable."""
-        points = self.optimizer.ask()
-        evaluation = self.evaluator(points)
-        self.episodes.add(evaluation.episodes)
-        self.env_steps += evaluation.samples
-        reasons = find_faults(evaluation.gradients, evaluation.losses.total, evaluation.broken)
-        if not reasons:
-            report = self._step(points, evaluation)
-            self.faults.good()
-            return report
+    def _drop(self, reasons: dict[int, str], points: Tensor, evaluation: Evaluation) -> Tensor:
+        """Count and save what is not finite at some of the points; returns the mask ``[N]`` of the others."""
         self.faults.bad(self.iteration + 1, describe(reasons), gather_evidence(reasons, points, evaluation))
         self.faults.dropped += len(reasons)
-        usable = torch.tensor([point not in reasons for point in range(len(points))])
-        return self._step(points, evaluation, usable) if usable.any() else None
+        return torch.tensor([point not in reasons for point in range(len(points))])
 
     def _step(self, points: Tensor, evaluation: Evaluation, usable: Tensor | None = None) -> dict[str, float]:
         """Move to the next iterate, by the agent's update or the optimizer; returns the metrics."""
@@ -150,7 +150,8 @@ class Trainer:
         collected = points
         if usable is not None:
             losses, batch, collected = AgentLosses(*(part[usable] for part in losses)), batch.at(usable), points[usable]
-        self._refresh(batch)
+        if isinstance(self.optimizer.base, RefreshedBase):
+            self._refresh(self.optimizer.base, batch)
         report = {name: float(part.mean()) for name, part in losses._asdict().items() if name != "total"}
         if self.update is not None:
             report |= self.update(collected, batch)
@@ -158,13 +159,11 @@ class Trainer:
             self.optimizer.tell(evaluation.gradients, evaluation.losses.total, usable, move=self.update is None)
         return report
 
-    def _refresh(self, batch: Batch) -> None:
+    def _refresh(self, base: RefreshedBase, batch: Batch) -> None:
         """Refresh the base with the batch of one point: the iterate, or the first usable one."""
-        base = self.optimizer.base
-        if isinstance(base, RefreshedBase):
-            # The steps so far number the attempts, so that a resumed run draws what the uninterrupted one does.
-            seed = np.random.SeedSequence(self.config.seed, spawn_key=(4, self.env_steps)).generate_state(1)[0]
-            base.refresh(batch.at(slice(0, 1)), torch.Generator().manual_seed(int(seed)))
+        # The steps so far number the attempts, so that a resumed run draws what the uninterrupted one does.
+        seed = np.random.SeedSequence(self.config.seed, spawn_key=(4, self.env_steps)).generate_state(1)[0]
+        base.refresh(batch.at(slice(0, 1)), torch.Generator().manual_seed(int(seed)))
 
     def evaluate(self) -> float:
         """Mean return of the policy's most likely actions over ``eval_episodes`` episodes, each time the same."""

@@ -5,7 +5,7 @@ Axes: ``d`` parameters, ``T`` vectors or points of a path, ``B`` blocks of param
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -15,20 +15,13 @@ CHUNK: Final = 16384  # columns summed in the vectors' own precision before floa
 RETURN: Final = 2e-3  # least squared distance in units of the squared path, whose rounding error is 4e-7
 
 
-def _column_chunks(start: int, stop: int) -> Iterator[slice]:
+def column_chunks(start: int, stop: int) -> list[slice]:
     """Slices of at most ``CHUNK`` columns that cover ``[start, stop)``."""
-    return (slice(first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK))
-
-
-def _sum_chunks(parts: list[Tensor]) -> Tensor:
-    """Sum of per-chunk results in ``float64`` on the CPU: one transfer, whatever the number of chunks."""
-    if len(parts) == 1:
-        return parts[0].cpu().double()  # in this order: not every device has float64
-    return torch.stack(parts).cpu().double().sum(0)
+    return [slice(first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
 
 
 def offset_products(
-    point: Tensor, newest: Tensor, after: Sequence[int], steps: Tensor, start: int = 0, stop: int | None = None
+    point: Tensor, newest: Tensor, after: Sequence[int], steps: Tensor, columns: Sequence[slice]
 ) -> Tensor:
     """Inner products of the offset ``u = θ − θᵣ`` of a point from one of a path with the path's steps, and its square.
 
@@ -37,13 +30,12 @@ def offset_products(
         newest: the newest point of the path, ``[d]``.
         after: which of ``steps`` led from θᵣ to the newest point, the newest step first.
         steps: ``[T, d]``; read once, and nothing of their size is written.
-        start: first column.
-        stop: one past the last column; all by default.
+        columns: which of them count, from `column_chunks`.
 
     Returns:
         ``[T + 1]``, the square last; ``float64``, on the CPU, the sums over chunks in that precision.
     """
-    T, columns = len(steps), list(_column_chunks(start, point.numel() if stop is None else stop))
+    T = len(steps)
     sums, room = steps.new_empty(len(columns), T + 1), steps.new_empty(1, columns[0].stop - columns[0].start)
     for c, row in zip(columns, sums[:, None], strict=True):
         offset = torch.sub(point[None, c], newest[None, c], out=room[:, : c.stop - c.start])
@@ -105,11 +97,11 @@ def comes_back(squared: Tensor, square: Tensor, lengths: Tensor) -> bool:
     return bool((squared < RETURN * (lengths + square)).any())
 
 
-def inner_products(rows: Tensor, vectors: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-    """Inner products of ``rows [n, d]`` with ``vectors [T, d]`` over the columns ``[start, stop)``.
+def inner_products(rows: Tensor, vectors: Tensor, columns: Sequence[slice]) -> Tensor:
+    """Inner products of ``rows [n, d]`` with ``vectors [T, d]`` over the columns that `column_chunks` has cut.
 
     Returns:
         ``[n, T]``, ``float64``, on the CPU, likewise as in `offset_products`.
     """
-    columns = _column_chunks(start, rows.shape[1] if stop is None else stop)
-    return _sum_chunks([rows[:, c] @ vectors[:, c].T for c in columns])
+    parts = torch.stack([rows[:, c] @ vectors[:, c].T for c in columns])
+    return parts.cpu().double().sum(0)  # one transfer, and in this order: not every device has float64

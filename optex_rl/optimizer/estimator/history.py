@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from ...common.errors import ConfigError
-from .distances import comes_back, inner_products, offset_products, path_distances, squared_distances_along
+from .distances import (
+    column_chunks,
+    comes_back,
+    inner_products,
+    offset_products,
+    path_distances,
+    squared_distances_along,
+)
 
 
 def ring_slices(first: int, n: int, size: int) -> list[tuple[slice, slice]]:
@@ -70,6 +77,7 @@ class History:
             raise ConfigError(f"the history is kept in float32 or float64, not in {dtype}")
         ends = torch.tensor(sizes).cumsum(0).tolist()
         self.blocks: list[tuple[int, int]] = [(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+        self._columns = [column_chunks(*block) for block in self.blocks]
         self._steps = torch.zeros(history_size, dim, dtype=dtype, device=device)
         self._newest = torch.zeros_like(self._steps[0])  # point
         self._gradients = torch.zeros_like(self._steps)
@@ -112,7 +120,9 @@ class History:
         Raises:
             ConfigError: the shapes are not ``[n, d]``.
         """
-        self._check_pairs(points, gradients)
+        if points.ndim != 2 or points.shape != gradients.shape or points.shape[1] != self.dim:
+            shapes = f"{list(points.shape)} and {list(gradients.shape)}"
+            raise ConfigError(f"points and gradients must both be [n, {self.dim}], got {shapes}")
         if len(points) == 0:
             return torch.zeros(0, len(self.blocks), self._count, dtype=torch.float64)
         total, size = self._slot + len(points), self.history_size
@@ -126,18 +136,13 @@ class History:
         for slots, _ in pieces:
             for matrices, vectors in ((self._step_gram, self._steps), (self._gram, self._gradients)):
                 rows, known = vectors[slots], vectors[: self._count]
-                products = torch.stack([inner_products(rows, known, *block) for block in self.blocks])  # [B, n, T]
+                products = torch.stack([inner_products(rows, known, columns) for columns in self._columns])
                 matrices[:, slots, : self._count] = products
                 matrices[:, : self._count, slots] = products.transpose(1, 2)
         self._measure()
         self._changed = True
         distances = self._distances.transpose(0, 1)
         return torch.cat([distances[slots] for slots, _ in pieces])
-
-    def _check_pairs(self, points: Tensor, gradients: Tensor) -> None:
-        if points.ndim != 2 or points.shape != gradients.shape or points.shape[1] != self.dim:
-            shapes = f"{list(points.shape)} and {list(gradients.shape)}"
-            raise ConfigError(f"points and gradients must both be [n, {self.dim}], got {shapes}")
 
     def _step_to(self, points: Tensor, pieces: list[tuple[slice, slice]]) -> None:
         """Write the steps that lead to ``points [n, d]``; to the first point of all, none does."""
@@ -174,17 +179,16 @@ class History:
         if self._count == 0:
             return torch.zeros(len(self.blocks), 0, dtype=torch.float64)
         point = point.to(self._steps)
-        squared, alone = self._squared_distances(point, near)
-        if not alone:
-            nearest = int(squared.sum(0)[self._newest_first].argmin())
-            squared, _ = self._squared_distances(point, nearest)
+        squared, is_accurate = self._measured_from(near, point)
+        if not is_accurate:
+            squared, _ = self._measured_from(int(squared.sum(0)[self._newest_first].argmin()), point)
         return squared.sqrt_()
 
-    def _squared_distances(self, point: Tensor, age: int) -> tuple[Tensor, bool]:
-        """Squared distances ``[B, T]`` measured via the point of an age, and whether all are accurate."""
+    def _measured_from(self, age: int, point: Tensor) -> tuple[Tensor, bool]:
+        """Squared distances ``[B, T]`` to ``point [d]`` by way of that of an age, and whether all are accurate."""
         *after, r = self._newest_first[: age + 1]
         steps = self._steps[: self._count]
-        sums = torch.stack([offset_products(point, self._newest, after, steps, *block) for block in self.blocks])
+        sums = torch.stack([offset_products(point, self._newest, after, steps, c) for c in self._columns])
         products, square = sums[:, :-1], sums[:, -1:]
         squared = squared_distances_along(products, square, self._newer, self._squares[:, r], r)
         return squared, not comes_back(squared, square, self._lengths[:, r])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,17 +72,14 @@ class Collector:
         self.envs = envs
         self.shape = (num_points, n_steps, envs.num_envs // num_points)
         self.generators = [np.random.default_rng(s) for s in spawn_seeds(seed, 1, num_points, first_point)]
-        seeds: Any = spawn_seeds(
-            seed, 0, num_points, first_point
-        )  # one for each point, where Gymnasium's signature has one for all
+        # One for each point, where Gymnasium's signature has one for all.
+        seeds: Any = spawn_seeds(seed, 0, num_points, first_point)
         obs, _ = envs.reset(seed=seeds)
+        self._encode = partial(encode_observations, envs.single_observation_space)
         self._obs = self._encode(obs)  # not normalised
         self.broken = np.zeros(envs.num_envs, np.bool_)
         self.normalizer = normalizer or Normalizer(self._obs.shape[-1], envs.num_envs, gamma=1.0)
         self.noise_repeat = noise_repeat
-
-    def _encode(self, obs: Array) -> Array:
-        return encode_observations(self.envs.single_observation_space, obs)
 
     def collect(self, policy: BoundPolicy, device: torch.device | str = "cpu") -> Rollout:
         """T steps of all environments.
@@ -113,7 +110,7 @@ class Collector:
                 if "final_obs" in infos:
                     window.end_episodes(self._encode(infos["final_obs"]), infos["episode"])
         self.broken = window.broken(self._obs)
-        self.normalizer.see(*window.seen(), self.broken)
+        self.normalizer.see(window.obs, window.rewards, window.terminated | window.truncated, self.broken)
         rollout = Rollout(window.batch(self._obs, N, device, self.normalizer), window.episodes(E))
         policy.remember(rollout.batch.obs.flatten(1, 2), steps)
         if self.broken.any():
@@ -156,25 +153,27 @@ class _Window:
     """The arrays of one collection, time first while it runs: ``[T, N·E, …]``."""
 
     def __init__(self, n_steps: int, num_envs: int) -> None:
-        self._steps: list[tuple[Array, ...]] = []
-        self._rewards = np.empty((n_steps, num_envs), np.float32)
-        self._terminated = np.empty((n_steps, num_envs), np.bool_)
-        self._truncated = np.empty((n_steps, num_envs), np.bool_)
+        self._obs: list[Array] = []
+        self._actions: list[Array] = []
+        self.rewards = np.empty((n_steps, num_envs), np.float32)
+        self.terminated = np.empty((n_steps, num_envs), np.bool_)
+        self.truncated = np.empty((n_steps, num_envs), np.bool_)
         self._final: list[tuple[int, int, Array]] = []  # (t, n·E + e, successor observation)
         self._episodes: list[tuple[int, float, int]] = []
 
     def add(self, obs: Array, actions: Array, rewards: Array, terminated: Array, truncated: Array) -> None:
         """One step of all environments."""
-        t = len(self._steps)
-        self._steps.append((obs, actions))
-        self._rewards[t] = rewards
-        self._terminated[t] = terminated
-        self._truncated[t] = truncated
+        t = len(self._obs)
+        self._obs.append(obs)
+        self._actions.append(actions)
+        self.rewards[t] = rewards
+        self.terminated[t] = terminated
+        self.truncated[t] = truncated
 
     def end_episodes(self, final_obs: Array, episode: dict[str, Array]) -> None:
         """Note the episodes that ended in the step just added."""
-        t = len(self._steps) - 1
-        terminated, truncated = self._terminated[t], self._truncated[t]
+        t = len(self._obs) - 1
+        terminated, truncated = self.terminated[t], self.truncated[t]
         for i in np.flatnonzero(terminated | truncated).tolist():
             self._episodes.append((i, float(episode["r"][i]), int(episode["l"][i])))
             if not terminated[i]:
@@ -187,16 +186,12 @@ class _Window:
     @cached_property
     def obs(self) -> Array:
         """The observations of the full window as they came, ``[T, N·E, O]``."""
-        return np.stack([obs for obs, _ in self._steps])
-
-    def seen(self) -> tuple[Array, Array, Array]:
-        """Observations ``[T, N·E, O]`` and rewards as they came, and where an episode ended, ``[T, N·E]``."""
-        return self.obs, self._rewards, self._terminated | self._truncated
+        return np.stack(self._obs)
 
     def broken(self, last_obs: Array) -> Array:
         """Which environments gave NaN or infinite observations or rewards, ``[N·E]``; ``last_obs`` are those now."""
         broken = np.zeros(len(last_obs), np.bool_)
-        checks: list[tuple[Array, int | tuple[int, int]]] = [(self._rewards, 0), (self.obs, (0, 2)), (last_obs, 1)]
+        checks: list[tuple[Array, int | tuple[int, int]]] = [(self.rewards, 0), (self.obs, (0, 2)), (last_obs, 1)]
         for values, but_environments in checks:
             finite = np.isfinite(values)
             if not finite.all():
@@ -212,18 +207,17 @@ class _Window:
             shape = (array.shape[0], num_points, -1, *array.shape[2:])
             return torch.from_numpy(np.ascontiguousarray(array.reshape(shape).swapaxes(0, 1))).to(device)
 
-        actions = np.stack([actions for _, actions in self._steps])
-        T, num_envs = self._rewards.shape
-        unfinished = np.flatnonzero(~(self._terminated[-1] | self._truncated[-1])).tolist()
+        T, num_envs = self.rewards.shape
+        unfinished = np.flatnonzero(~(self.terminated[-1] | self.truncated[-1])).tolist()
         final = self._final + [(T - 1, i, last_obs[i]) for i in unfinished]
         final = [(t, i, normalizer.observations(row)) for t, i, row in final]
         final_obs, final_index = pad_final(final, num_points, num_envs // num_points, last_obs.shape[1])
         return Batch(
             obs=by_point(normalizer.observations(self.obs)),
-            actions=by_point(actions),
-            rewards=by_point(normalizer.rewards(self._rewards)),
-            terminated=by_point(self._terminated),
-            truncated=by_point(self._truncated),
+            actions=by_point(np.stack(self._actions)),
+            rewards=by_point(normalizer.rewards(self.rewards)),
+            terminated=by_point(self.terminated),
+            truncated=by_point(self.truncated),
             final_obs=final_obs.to(device),
             final_index=final_index.to(device),
         )

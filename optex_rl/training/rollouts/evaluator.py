@@ -117,7 +117,7 @@ class FusedEvaluator:
 
     def end_iteration(self) -> None:
         """Update the statistics."""
-        self.normalizer.update()
+        self.collector.normalizer.update()
 
     def state_dict(self) -> dict[str, Any]:
         """Random numbers and environments."""
