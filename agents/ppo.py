@@ -27,10 +27,7 @@ class PPO(ActorCritic):
     `loss` is the gradient at the policy that collected, where the surrogate's is that of the actor-critic.
 
     Args:
-        gamma: discount factor per step, in [0, 1].
-        gae_lambda: λ of the advantage estimate, in [0, 1].
-        ent_coef: weight of the entropy bonus, at least 0.
-        vf_coef: weight of the value loss, at least 0.
+        gamma, gae_lambda, ent_coef, vf_coef: as of `ActorCritic`.
         normalize_advantage: whether the advantages of each minibatch are normalised.
         clip_range: ε, how far the probability ratio may leave 1; above 0.
         n_epochs: passes over the samples of a window; at least 1.

@@ -7,12 +7,13 @@ The equations are those of `gymnasium/envs/classic_control/cartpole.py` (Euler i
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Box, Discrete
 
-from .checks import BoolArray, FloatArray, IntArray, Observations, Options, Seed, option_bounds
+from .checks import BoolArray, FloatArray, IntArray, Observations, Options, option_bounds
 from .native import NativeVectorEnv, native_metadata
 
 # Constants that meet arrays are arrays themselves: a call costs NumPy half as much as with Python numbers.
@@ -67,16 +68,8 @@ class CartPole(NativeVectorEnv):
     default_max_episode_steps = 500
     metadata = native_metadata(render_fps=50)
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        sutton_barto_reward: bool = False,
-        max_episode_steps: int | None = None,
-        render_mode: str | None = None,
-        seed: Seed = None,
-    ) -> None:
-        super().__init__(num_envs, max_episode_steps=max_episode_steps, render_mode=render_mode, seed=seed)
+    def __init__(self, num_envs: int = 1, *, sutton_barto_reward: bool = False, **kwargs: Any) -> None:
+        super().__init__(num_envs, **kwargs)
         self._sutton_barto_reward = sutton_barto_reward
 
     def make_spaces(self) -> tuple[Box, Discrete]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Box, Discrete
 
-from .checks import BoolArray, FloatArray, Observations, Options, Seed, option_bounds
+from .checks import BoolArray, FloatArray, Observations, Options, option_bounds
 from .native import NativeVectorEnv, native_metadata
 
 # Constants that meet arrays are arrays themselves: a call costs NumPy half as much as with Python numbers.
@@ -65,16 +65,8 @@ class MountainCar(NativeVectorEnv):
     default_max_episode_steps = 200
     metadata = native_metadata(render_fps=30)
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        goal_velocity: float = 0.0,
-        max_episode_steps: int | None = None,
-        render_mode: str | None = None,
-        seed: Seed = None,
-    ) -> None:
-        super().__init__(num_envs, max_episode_steps=max_episode_steps, render_mode=render_mode, seed=seed)
+    def __init__(self, num_envs: int = 1, *, goal_velocity: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(num_envs, **kwargs)
         self.goal_velocity = np.array(float(goal_velocity))
 
     def make_spaces(self) -> tuple[Box, Discrete | Box]:

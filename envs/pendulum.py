@@ -6,10 +6,12 @@ before it moves the angle.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from gymnasium.spaces import Box
 
-from .checks import BoolArray, FloatArray, Observations, Options, Seed, option_number
+from .checks import BoolArray, FloatArray, Observations, Options, option_number
 from .native import NativeVectorEnv, native_metadata
 
 # Constants that meet arrays are arrays themselves: a call costs NumPy half as much as with Python numbers.
@@ -52,16 +54,8 @@ class Pendulum(NativeVectorEnv):
     default_max_episode_steps = 200
     metadata = native_metadata(render_fps=30)
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        g: float = 10.0,
-        max_episode_steps: int | None = None,
-        render_mode: str | None = None,
-        seed: Seed = None,
-    ) -> None:
-        super().__init__(num_envs, max_episode_steps=max_episode_steps, render_mode=render_mode, seed=seed)
+    def __init__(self, num_envs: int = 1, *, g: float = 10.0, **kwargs: Any) -> None:
+        super().__init__(num_envs, **kwargs)
         self.g = g
         self._weight = np.array(1.5 * g)
 

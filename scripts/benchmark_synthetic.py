@@ -9,7 +9,7 @@ to the value where vanilla ended (at that of its rates which ends lowest), how m
 is, the processor seconds it took, how many seeds got there, and the time of an iteration. One thread computes
 everything, the N evaluations too: the seconds are those of a machine with one core.
 
-Without noise L-BFGS is there too; its iterations are evaluations of value and gradient, one after the other. So is
+Without noise L-BFGS is run as well; its iterations are evaluations of value and gradient, one after the other. So is
 Gauss-Newton where the function is a sum of squares; its iterations are evaluations of residuals and Jacobian.
 
     python -m scripts.benchmark_synthetic                            # Fig. 2, noise-free
@@ -113,16 +113,16 @@ class Synthetic:
         self.generator = torch.Generator().manual_seed(seed)
         start = START * (2.0 * torch.rand(dim, generator=self.generator) - 1.0)
         self.parameters = [Parameter(start)]
-        self.deviation = 0.0
-        self.deviation = noise * float(self.evaluate(start[None])[1].norm()) / math.sqrt(dim)
+        self.noise_scale = 0.0
+        self.noise_scale = noise * float(self.evaluate(start[None])[1].norm()) / math.sqrt(dim)
 
     def evaluate(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Losses ``[N]`` and noisy gradients ``[N, d]``: rows are independent, so one backward pass gives them all."""
         points = points.detach().requires_grad_()
         losses = self.function(points)
         (gradients,) = torch.autograd.grad(losses.sum(), points)
-        if self.deviation:
-            gradients = gradients + self.deviation * torch.randn(gradients.shape, generator=self.generator)
+        if self.noise_scale:
+            gradients = gradients + self.noise_scale * torch.randn(gradients.shape, generator=self.generator)
         return losses.detach(), gradients
 
     @torch.no_grad()

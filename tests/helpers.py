@@ -6,6 +6,7 @@ import copy
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from optex_rl import OptEx
+from optex_rl import OptEx, TrainConfig, resume, train
 
 
 class Problem:
@@ -213,6 +214,15 @@ def reloaded(model: Any, **kwargs: Any) -> Any:
     model.save(file)
     file.seek(0)
     return type(model).load(file, device="cpu", **kwargs)
+
+
+def assert_resumed_exactly(tmp_path: Path, make_policy: Callable[[], Any] = lambda: None, **options: Any) -> None:
+    """A run of two iterations, resumed to five, is the run of five that nothing stopped: the policies agree."""
+    options |= {"logdir": str(tmp_path), "progress_bar": False, "eval_freq": 0, "lr_schedule": "constant"}
+    whole = train(TrainConfig(**options, iterations=5, run_name="whole"), make_policy())
+    first = train(TrainConfig(**options, iterations=2, run_name="run"), make_policy())
+    assert first.run_dir is not None
+    assert same(resume(first.run_dir, 5, make_policy()).policy.state_dict(), whole.policy.state_dict())
 
 
 def closure_of(problem: Problem, optimizer: Optimizer) -> Callable[[], Any]:

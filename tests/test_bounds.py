@@ -58,15 +58,7 @@ def test_the_bounds_belong_to_what_is_allowed() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--n-envs", str(HUGE)], f"n_envs must be a whole number between 1 and 1000000, got {HUGE}"),
-        (["--n-steps", str(HUGE)], f"n_steps must be a whole number between 1 and 1000000, got {HUGE}"),
-        (
-            ["--eval-episodes", "100000000000"],
-            "eval_episodes must be a whole number between 1 and 100000, got 100000000000",
-        ),
         (["--threads", "2147483648"], "threads must be a whole number between 1 and 1024, got 2147483648"),
-        (["--log-std-init", "1e300"], "log_std_init must be a number between -20 and 20, got 1e+300"),
-        (["--seed", str(2**32)], "seed must be a whole number between 0 and 4294967295, got 4294967296"),
         (
             ["--n-envs", "1000000", "--n-steps", "1000000", "--parallelism", "2"],
             "parallelism, n_envs and n_steps must give at most 10000000 samples at once, got 2000000000000",

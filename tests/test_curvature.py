@@ -22,7 +22,6 @@ from optex_rl.bases.kfac import KFAC, _Likelihood, damped_inverses, inverse, lay
 from optex_rl.bases.natural import NaturalGradient
 from optex_rl.common.linear_algebra import (
     conjugate_gradients,
-    fisher_product,
     hessian_products,
     hutchinson_diagonal,
     rademacher,
@@ -149,27 +148,6 @@ def test_the_fisher_product_is_that_with_the_dense_matrix(space: str, critic: bo
     product = bound_base("natural", policy)._fisher(observations())
     vectors = torch.randn(3, len(fisher), dtype=torch.float64, generator=stream(9))
     torch.testing.assert_close(torch.stack([product(v) for v in vectors]), vectors @ fisher)
-
-
-def test_the_fisher_matrix_is_the_mean_square_of_the_score() -> None:
-    """Kakade's definition, E[∇log π ∇log πᵀ], summed over all actions by hand."""
-    policy = policy_of("discrete", critic=False)
-    parameters, d = list(policy.parameters()), len(flatten(list(policy.parameters())))
-    expected = torch.zeros(d, d, dtype=torch.float64)
-    for obs in observations():
-        log_probs = policy.actor(obs[None])[0].log_softmax(-1)
-        for log_prob in log_probs:
-            score = flatten(torch.autograd.grad(log_prob, parameters, retain_graph=True))
-            expected += log_prob.detach().exp() * score.outer(score) / len(observations())
-    product = bound_base("natural", policy)._fisher(observations())
-    torch.testing.assert_close(torch.stack([product(v) for v in torch.eye(d, dtype=torch.float64)]), expected)
-
-
-def test_fisher_product_of_a_linear_gaussian_model() -> None:
-    X = torch.randn(9, 4, dtype=torch.float64, generator=stream())
-    product = fisher_product(lambda p: (X @ p)[:, None], lambda _, t: t, torch.zeros(4, dtype=torch.float64))
-    v = torch.arange(4.0, dtype=torch.float64)
-    torch.testing.assert_close(product(v), X.T @ X @ v / 9)
 
 
 @every_space
@@ -390,13 +368,3 @@ def test_misuse_is_one_sentence(cls: Any) -> None:
         make_base(cls, policy.parameters(), 0.1, {"damping": 0})
     with pytest.raises(ConfigError, match="lr must be at least 0, got -1"):
         make_base(cls, policy.parameters(), -1.0)
-
-
-def test_metrics_of_the_distributions_are_hessians_of_the_divergence() -> None:
-    for policy in (policy_of("discrete"), policy_of("continuous")):
-        inputs = policy.actor(observations())[0].detach()
-        old = distribution_at(policy, inputs)
-        hessian = dense_hessian(lambda x: kl_divergence(old, distribution_at(policy, x)).sum())(inputs)  # noqa: B023
-        tangents = torch.eye(len(inputs), dtype=torch.float64)
-        assert isinstance(policy.distribution, (Categorical, DiagonalGaussian))
-        torch.testing.assert_close(policy.distribution.fisher_product(inputs.expand_as(tangents), tangents), hessian)

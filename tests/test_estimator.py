@@ -6,7 +6,6 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -105,22 +104,6 @@ def test_choice_by_evidence_is_the_best_of_the_grid(kernel: str) -> None:
     assert float(estimator.noise) == pytest.approx(noise)
 
 
-@pytest.mark.parametrize(("factor", "noise"), [(1.0, 1e-3), (2.0, 0.1), (4.0, 1e-2), (0.5, 1.0)])
-def test_evidence_finds_what_the_data_were_drawn_with(factor: float, noise: float) -> None:
-    T, d = 40, 400
-    points = normal(T, d).cumsum(0)  # a random walk: distances of many sizes, as on a training path
-    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-    lengthscale = factor * float(distances[distances > 0].median())
-    r = (distances / lengthscale).numpy()
-    covariance = 9.0 * (NUMPY_KERNELS["matern52"](r) + noise * np.eye(T))
-    gradients = torch.linalg.cholesky(torch.from_numpy(covariance)) @ normal(T, d, seed=1)
-    estimator = estimator_of(points, gradients)
-    estimator.fit()
-    steps = [math.log(float(grid[1] / grid[0])) for grid in (LENGTHSCALE_GRID, NOISE_GRID)]
-    assert abs(math.log(float(estimator.lengthscale) / lengthscale)) < 1.01 * steps[0]
-    assert abs(math.log(float(estimator.noise) / noise)) < 1.01 * steps[1]
-
-
 @every_kernel
 @pytest.mark.parametrize("noise", [1e-9, 1e-6, 0.3, "auto"])
 def test_variance_is_between_known_and_unknown(kernel: str, noise: float | str) -> None:
@@ -141,21 +124,6 @@ def test_variance_at_known_points_is_not_below_zero_by_rounding() -> None:
         variances = torch.cat([estimator.predict(point)[1] for point in points])
         assert (variances >= 0.0).all()
         assert (variances < 1e-9).all()
-
-
-@pytest.mark.parametrize("d", [10_000, 20_001, 140_000])
-def test_distances_of_neighbouring_iterates(d: int) -> None:
-    point = normal(d, dtype=torch.float32)
-    steps = normal(5, d, seed=1)
-    steps *= 1e-4 * point.double().norm() / steps.norm(dim=1, keepdim=True)
-    points = (point.double() + steps).float()
-    exact = (points.double() - point.double()).square().sum(1)
-    history = GradientEstimator(d, history_size=5)
-    history.insert(points, points)
-    error = (history.distances_to(point)[0] / exact.sqrt() - 1.0).abs().max()
-    assert error < 1e-4
-    expanded = point @ point - 2.0 * points @ point + points.square().sum(1)  # what a matrix product would give
-    assert ((expanded.double() - exact).abs() / exact).max() > 0.1
 
 
 def path(d: int, T: int, length: float) -> Tensor:
@@ -497,27 +465,6 @@ def test_a_saved_history_fits_other_blocks() -> None:
     blocks = reloaded(joint, history_size=7, block_sizes=[1, 3], dtype=torch.float64)
     expected = estimator_of(points[-7:], gradients[-7:], history_size=7, block_sizes=[1, 3])
     torch.testing.assert_close(blocks.predict(query), expected.predict(query), rtol=1e-9, atol=1e-12)
-
-
-def test_state_is_a_copy_in_both_directions() -> None:
-    estimator = estimator_of(normal(5, 2), normal(5, 2, seed=1), history_size=5)
-    state = estimator.state_dict()
-    before = deepcopy(state)
-    other = GradientEstimator(2, history_size=5, dtype=torch.float64)
-    other.load_state_dict(state)
-    for each in (estimator, other):
-        each.insert(normal(3, 2, seed=2), normal(3, 2, seed=3))
-    assert same(state, before)
-
-
-def test_history_moves_to_another_precision() -> None:
-    estimator = estimator_of(normal(5, 2, dtype=torch.float32), normal(5, 2, seed=1, dtype=torch.float32))
-    single, _ = estimator.predict(torch.zeros(2))
-    estimator.to(torch.device("cpu"), torch.float64)
-    estimator.insert(normal(1, 2, seed=2), normal(1, 2, seed=3))
-    double, _ = estimator.predict(torch.zeros(2, dtype=torch.float64))
-    assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
-    assert len(estimator) == 6
 
 
 def test_prediction_builds_no_graph() -> None:

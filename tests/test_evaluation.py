@@ -29,21 +29,6 @@ def make_evaluator(env_id: str, algo: str, num_points: int, normalize: bool = Fa
     return FusedEvaluator(StackedPolicy(policy), make_agent(algo), Collector(envs, num_points, 32, 0, normalizer))
 
 
-@pytest.mark.parametrize("algo", ["a2c", "reinforce"])
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_gradient_of_a_point_does_not_depend_on_the_others(env_id: str, algo: str) -> None:
-    """The first of N points has the gradient that it has alone: same experience, no leak through the summed loss."""
-    many, one = make_evaluator(env_id, algo, 3), make_evaluator(env_id, algo, 1)
-    d = many.policy.num_parameters
-    points = 0.3 * torch.randn(3, d, generator=torch.Generator().manual_seed(1))
-    together, alone = many(points), one(points[:1])
-    difference = (together.gradients[0] - alone.gradients[0]).norm() / alone.gradients[0].norm()
-    assert together.gradients.shape == (3, d)
-    assert difference < 1e-4
-    assert torch.allclose(together.losses.total[0], alone.losses.total[0], rtol=1e-4)
-    assert not together.losses.total.requires_grad
-
-
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_a_point_has_its_experience_wherever_it_runs(env_id: str) -> None:
     """Three points by one collector, and by one of points 0 and 1 beside one of point 2, twice over."""

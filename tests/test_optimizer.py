@@ -268,16 +268,6 @@ def test_parameters_without_gradient_are_left_alone(selection: str) -> None:
     assert problem.idle not in optimizer.state
 
 
-@pytest.mark.parametrize("selection", ["last", "grad_norm", "refine"])
-def test_parameters_frozen_in_the_middle_stay_where_they_are(selection: str) -> None:
-    problem, optimizer = warm(selection=selection)
-    problem.second.requires_grad_(False)
-    before = problem.second.detach().clone()
-    for _ in range(3):
-        optimizer.step(closure_of(problem, optimizer))
-        assert torch.equal(problem.second, before)
-
-
 @pytest.mark.parametrize("N", [1, 3])
 def test_ask_and_tell_move_plain_tensors(N: int) -> None:
     theta = torch.ones(4)
@@ -436,21 +426,6 @@ class Greedy(Optimizer):
                     parameter.grad.zero_()
 
 
-class Counting(Optimizer):
-    """Gradient descent at a rate that falls with a counter kept in the group."""
-
-    def __init__(self, params: Any, lr: float) -> None:
-        super().__init__(params, {"lr": lr, "step": 0})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            group["step"] += 1
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.sub_(group["lr"] / group["step"] * parameter.grad)
-
-
 @pytest.mark.parametrize("selection", ["last", "grad_norm", "refine"])
 @pytest.mark.parametrize("how", ["closure", "emulate", "extrapolate"])
 def test_a_base_that_changes_gradients_is_plain_descent_to_us(selection: str, how: str) -> None:
@@ -471,28 +446,6 @@ def test_a_base_that_changes_gradients_is_plain_descent_to_us(selection: str, ho
                 advance(problem, optimizer, 4)
         ends.append((problem.point(), optimizer.state_dict()["optex"]))
     assert same(ends[0], ends[1])
-
-
-def test_gradients_of_a_plain_loop_are_ours_to_read_after_a_step() -> None:
-    """A base that zeroes its gradients does so to a copy of them."""
-    problem = Problem()
-    optimizer = OptEx(problem.parameters, lr=0.01, base=Greedy)
-    problem.backward()
-    gradient = problem.gradient()
-    optimizer.step()
-    assert torch.equal(problem.first.grad.reshape(-1), gradient[:20])  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize(("selection", "counted"), [("last", [1, 2, 6, 10]), ("refine", [1, 5, 9, 13])])
-def test_a_base_that_counts_in_its_group_is_rewound(selection: str, counted: list[int]) -> None:
-    problem = Problem()
-    optimizer = OptEx(problem.parameters, lr=0.1, base=Counting, selection=selection)
-    for count in counted:
-        before = optimizer.param_groups[0]["step"]
-        optimizer.ask()
-        assert optimizer.param_groups[0]["step"] == before
-        optimizer.step(closure_of(problem, optimizer))
-        assert optimizer.param_groups[0]["step"] == count
 
 
 @pytest.mark.parametrize("call", [1, 2, 4])
@@ -585,18 +538,6 @@ def test_a_new_rate_in_the_middle_of_an_emulated_cycle_is_harmless() -> None:
     torch.testing.assert_close(theta.detach(), 0.5 * last)
 
 
-def test_a_rate_in_a_tensor_of_the_user_stays_in_their_hands() -> None:
-    rate = torch.tensor(0.01)
-    problem = Problem()
-    optimizer = OptEx(problem.parameters, lr=rate)
-    for _ in range(4):
-        optimizer.step(closure_of(problem, optimizer))
-    rate.zero_()
-    before = problem.point()
-    optimizer.step(closure_of(problem, optimizer))
-    assert torch.equal(problem.point(), before)
-
-
 def test_statistics_of_one_block() -> None:
     problem, optimizer = warm()
     optimizer.step(closure_of(problem, optimizer))
@@ -661,20 +602,6 @@ def test_only_the_last_point_being_usable_leaves_no_cosine() -> None:
     gradients, losses = problem.evaluate(optimizer.ask())
     optimizer.tell(gradients, losses, usable=torch.tensor([False, False, True]))
     assert set(optimizer.statistics) == {"steps", "history", "lengthscale", "noise", "variance"}
-
-
-def test_an_iteration_under_way_with_a_prediction_at_its_last_point_is_dropped() -> None:
-    """As earlier versions saved it; an iteration begins anew where the parameters are."""
-    problem, optimizer = warm(parallelism=3, without_closure="emulate")
-    advance(problem, optimizer, 1)
-    state = optimizer.state_dict()
-    proposal = state["optex"]["proposal"]
-    assert len(proposal["estimates"]) == 2
-    proposal["estimates"] = torch.cat([proposal["estimates"], proposal["estimates"][-1:]])
-    optimizer.load_state_dict(state)
-    assert optimizer._engine.proposal is None
-    advance(problem, optimizer, 3)
-    assert optimizer.statistics["steps"] == 3.0
 
 
 def test_cosines_of_gradients_in_half_precision_are_computed_in_single() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from optex_rl import ConfigError, NonFiniteError, TrainConfig, resume, train
+from optex_rl import ConfigError, NonFiniteError, TrainConfig, train
 from optex_rl.agents import PPO, ActorCritic, Rows, StackedPolicy, make_agent
 from optex_rl.agents.losses import clipped_surrogate_loss
 from optex_rl.agents.ppo import Epochs
@@ -217,18 +216,6 @@ def test_a_fault_in_the_epochs_is_undone(monkeypatch: pytest.MonkeyPatch) -> Non
     made.iterate()  # the same again: repeated with new samples
     assert made.iteration == 1
     assert len(calls) == 3 + 4
-
-
-@pytest.mark.parametrize("method", ["vanilla", "optex"])
-def test_a_resumed_run_is_the_run_that_nothing_stopped(method: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {**SMALL, "method": method, "parallelism": 2, "lr_schedule": "constant"}
-    options |= {"logdir": str(tmp_path), "progress_bar": False, "eval_freq": 0}
-    whole = train(TrainConfig(**options, iterations=5, run_name="whole"))
-    first = train(TrainConfig(**options, iterations=2, run_name="run"))
-    assert first.run_dir is not None
-    second = resume(first.run_dir, iterations=5)
-    for name, value in whole.policy.state_dict().items():
-        assert torch.equal(value, second.policy.state_dict()[name]), name
 
 
 def test_it_learns_cartpole() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -173,14 +172,6 @@ def test_a_policy_of_its_own_saves_and_loads(tmp_path: Path) -> None:
     policy = type(model.policy).load(tmp_path / "policy", device="cpu")
     assert same(policy.state_dict(), model.policy.state_dict())
     assert policy.optimizer.param_groups[0]["lr"] == 0.0
-
-
-def test_the_file_loads_with_weights_only() -> None:
-    model = drop_in("a2c", without_closure="emulate").learn(35)
-    file = io.BytesIO()
-    torch.save(model.policy.optimizer.state_dict(), file)
-    file.seek(0)
-    assert same(torch.load(file, weights_only=True), model.policy.optimizer.state_dict())
 
 
 def run_save_load_continue(algorithm: str, **options: Any) -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from optex_rl import ConfigError, PerformanceWarning, TrainConfig, resume, train
+from optex_rl import ConfigError, PerformanceWarning, TrainConfig, train
 from optex_rl.agents import StackedPolicy
 from optex_rl.agents.networks.batching import find_obstacle
 from optex_rl.training import Trainer
 
+from .helpers import assert_resumed_exactly
 from .networks import BATCHED, ONE_BY_ONE, REFUSED, Policy, points_around
 
 # torch's, of the operations that vmap makes one after the other on its own.
@@ -106,12 +107,7 @@ def test_one_critic_for_all_points() -> None:
 
 @pytest.mark.filterwarnings("ignore::optex_rl.PerformanceWarning")
 def test_a_resumed_run_is_the_run_that_nothing_stopped(tmp_path: Any) -> None:
-    options: dict[str, Any] = SMALL | {"logdir": str(tmp_path), "lr_schedule": "constant"}
-    whole = train(TrainConfig(**options, run_name="whole"), made(ONE_BY_ONE["GRU"]))
-    first = train(TrainConfig(**options | {"iterations": 1}, run_name="run"), made(ONE_BY_ONE["GRU"]))
-    assert first.run_dir is not None
-    second = resume(first.run_dir, 3, made(ONE_BY_ONE["GRU"]))
-    assert all(map(torch.equal, whole.policy.parameters(), second.policy.parameters()))
+    assert_resumed_exactly(tmp_path, lambda: made(ONE_BY_ONE["GRU"]), parallelism=3, n_envs=2, n_steps=8)
 
 
 @pytest.mark.parametrize("method", ["optex", "vanilla"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from torch.func import grad, jacrev
 
-from optex_rl import ConfigError, NonFiniteError, TrainConfig, resume, train
+from optex_rl import ConfigError, NonFiniteError, TrainConfig, train
 from optex_rl.agents import TRPO, MlpPolicy, Rows, StackedPolicy, make_agent
 from optex_rl.agents.returns import normalize_advantages
 from optex_rl.training import Trainer
@@ -177,17 +176,6 @@ def test_a_direction_that_is_not_finite_moves_nothing(monkeypatch: pytest.Monkey
     with pytest.raises(NonFiniteError, match="the step of the trust region is not finite"):
         made.update(start[None], batch)
     assert torch.equal(made.optimizer.ask()[0], start)
-
-
-@pytest.mark.parametrize("method", ["vanilla", "optex"])
-def test_a_resumed_run_is_the_run_that_nothing_stopped(method: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {**SMALL, **QUIET, "method": method, "parallelism": 2, "logdir": str(tmp_path)}
-    whole = train(TrainConfig(**options, iterations=5, run_name="whole", lr_schedule="constant"))
-    first = train(TrainConfig(**options, iterations=2, run_name="run", lr_schedule="constant"))
-    assert first.run_dir is not None
-    second = resume(first.run_dir, iterations=5)
-    for name, value in whole.policy.state_dict().items():
-        assert torch.equal(value, second.policy.state_dict()[name]), name
 
 
 def test_it_learns_cartpole() -> None:

@@ -108,7 +108,7 @@ class GradientEstimator(Predictor):
         device: torch.device | str = "cpu",
     ) -> None:
         validate_estimator_options(history_size, kernel, lengthscale, noise)
-        super().__init__(dim, history_size, block_sizes, dtype, device)
+        super().__init__(dim, history_size=history_size, block_sizes=block_sizes, dtype=dtype, device=device)
         self.kernel = kernel
         self._fixed_lengthscale = lengthscale
         self._fixed_noise = noise

@@ -22,6 +22,7 @@ from .distances import (
     path_distances,
     squared_distances_along,
 )
+from .options import HISTORY_SIZE
 
 
 def ring_slices(first: int, n: int, size: int) -> list[tuple[slice, slice]]:
@@ -65,10 +66,11 @@ class History:
     def __init__(
         self,
         dim: int,
-        history_size: int,
-        block_sizes: Sequence[int] | None,
-        dtype: torch.dtype,
-        device: torch.device | str,
+        *,
+        history_size: int = HISTORY_SIZE,
+        block_sizes: Sequence[int] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
         sizes = [dim] if block_sizes is None else list(block_sizes)
         if dim < 1 or min(sizes, default=0) < 1 or sum(sizes) != dim:

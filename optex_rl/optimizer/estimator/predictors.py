@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -14,17 +14,6 @@ from .gp import GradientEstimator, Predictor
 
 class _TrivialPredictor(Predictor):
     """A history whose prediction is the same everywhere, of variance 1 (nothing known), without anything to fit."""
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        history_size: int = 40,
-        block_sizes: Sequence[int] | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(dim, history_size, block_sizes, dtype, device)
 
     @abstractmethod
     def _gradient(self, out: Tensor) -> None:
