@@ -31,7 +31,7 @@ from torch.nn.functional import cosine_similarity
 
 from optex_rl import TrainConfig
 from optex_rl.training import Trainer, fuse
-from optex_rl.training.rollouts.evaluator import Evaluation, Evaluator
+from optex_rl.training.rollouts.evaluator import Evaluation, Evaluator, Prepare
 
 from .reports import at_least
 
@@ -112,12 +112,12 @@ class Measuring:
         self.number = 0
         self.measure: Callable[[int, Tensor], None] = lambda number, gradients: None
 
-    def __call__(self, points: Tensor) -> Evaluation:
+    def __call__(self, points: Tensor, prepare: Prepare | None = None) -> Evaluation:
         """The evaluation of ``points [N, d]``."""
         self.number += 1
         if self.number in self.stages:
             self.measure(self.number, self.repeat(points))
-        evaluation = self.inner(points)
+        evaluation = self.inner(points, prepare)
         self.known.extend(evaluation.gradients)
         return evaluation
 

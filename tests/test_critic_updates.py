@@ -104,9 +104,34 @@ def test_the_passes_are_those_of_a_plain_loop(algo: str, usable: list[bool] | No
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
     plain_loop(made, batch.obs[rows].flatten(0, 2), targets[rows].flatten(), optimizer, net)
     assert made.critic is not None
-    with made.critic.fitted(points[rows], batch.at(torch.tensor(rows))):
-        pass
+    made.critic.fit(points, batch, np.repeat([n not in rows for n in range(3)], 4))
     torch.testing.assert_close(parts(made.policy)[1], parameters_to_vector(net.parameters()).detach())
+
+
+@pytest.mark.parametrize("kind", [MlpPolicy, Custom])
+def test_the_gradients_are_those_of_the_critic_that_was_just_fitted(kind: type[MlpPolicy]) -> None:
+    config = TrainConfig(**SMALL, **QUIET, critic_learning_rate=0.1)
+    policy = kind(gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32), gymnasium.spaces.Discrete(2))
+    made = Trainer(config, policy)
+    assert made.critic is not None
+    before = parts(policy)[1]
+    points = made.optimizer.ask()
+    evaluation = made.evaluator(points, made.critic.fit)
+    assert not torch.equal(parts(policy)[1], before)
+    at = points.clone().requires_grad_()
+    losses = made.agent.loss(bind(made, at), evaluation.batch)
+    (gradients,) = torch.autograd.grad(losses.total.sum(), at)
+    torch.testing.assert_close(evaluation.gradients, gradients)
+    torch.testing.assert_close(evaluation.losses.value_loss, losses.value_loss)
+
+
+def test_without_a_sound_point_the_critic_stays() -> None:
+    made = trainer()
+    points, batch = collected(made)
+    before = parts(made.policy)[1]
+    assert made.critic is not None
+    made.critic.fit(points, batch, np.ones(12, np.bool_))
+    assert torch.equal(parts(made.policy)[1], before)
 
 
 def test_targets_of_reinforce_are_returns() -> None:
@@ -143,8 +168,8 @@ def test_the_critic_learns_and_the_optimizer_moves_the_actor_alone() -> None:
 
     targets = still.critic.agent.targets(bind(still, points), batch)
     before = error()
-    with still.critic.fitted(points, batch):
-        assert error() < 0.9 * before
+    still.critic.fit(points, batch, np.zeros(12, np.bool_))
+    assert error() < 0.9 * before
     assert torch.equal(parts(still.policy)[0], actor)
 
 
@@ -183,9 +208,7 @@ def test_a_fault_in_the_step_undoes_the_critics_updates(monkeypatch: pytest.Monk
         tell(self, *arguments, **more)
 
     monkeypatch.setattr(OptEx, "tell", failing)
-    points, _ = collected(made)
-    with pytest.raises(NonFiniteError, match="no step"):
-        made._step(points, made.evaluator(points))
+    assert made._attempt() == {}
     assert not torch.equal(seen[0], before[1])  # it had been fitted
     assert torch.equal(parts(made.policy)[1], before[1])
     after = made.critic.base.base.state_dict()["state"]
@@ -199,8 +222,8 @@ def test_a_critic_that_explodes_is_taken_back() -> None:
     points, batch = collected(made)
     before = parts(made.policy)
     assert made.critic is not None
-    with pytest.raises(NonFiniteError, match="parameters NaN or infinite"), made.critic.fitted(points, batch):
-        pass
+    with pytest.raises(NonFiniteError, match="parameters NaN or infinite"), made.critic.undone_on_fault():
+        made.critic.fit(points, batch, np.zeros(12, np.bool_))
     for one, other in zip(parts(made.policy), before, strict=True):
         assert torch.equal(one, other)
 

@@ -60,7 +60,7 @@ class StackedPolicy:
     Args:
         policy: a module with `actor(obs) [B, O] -> [B, A]` and, if it has a critic, `critic(obs) [B, O] -> [B]`.
         distribution: what the actor's outputs are inputs of; by default `policy.distribution`.
-        shared: parameters of the module that all points have in common, as they are when the policy is bound: no part
+        shared: parameters of the module that all points have in common, read in place at each call: no part
             of the flat vector, and no gradient reaches them.
 
     Raises:

@@ -116,27 +116,29 @@ class Trainer:
     def _attempt(self) -> dict[str, float]:
         """One evaluation, and the step from its usable points; returns the metrics, none if no step was possible."""
         try:
-            points = self.optimizer.ask()
-            evaluation = self.evaluator(points)
-            self.episodes.add(evaluation.episodes)
-            self.env_steps += evaluation.samples
-            reasons = find_faults(evaluation.gradients, evaluation.losses.total, evaluation.broken)
-            usable = self._drop(reasons, points, evaluation) if reasons else None
-            if usable is not None and not usable.any():
-                return {}
-            report = self._step(points, evaluation, usable)
+            with nullcontext() if self.critic is None else self.critic.undone_on_fault():
+                return self._evaluate_and_step()
         except NotPositiveDefiniteError as error:
             self.faults.bad(self.iteration + 1, error)
             self.optimizer.reset_history()  # the same history would give the same matrix
-            return {}
         except NumericalError as error:
             if self.faults.stops_with(error):
                 raise
             self.faults.bad(self.iteration + 1, error, {"policy": self.policy.state_dict()})
-            return {}
-        if usable is None:
+        return {}
+
+    def _evaluate_and_step(self) -> dict[str, float]:
+        points = self.optimizer.ask()
+        evaluation = self.evaluator(*(points,) if self.critic is None else (points, self.critic.fit))
+        self.episodes.add(evaluation.episodes)
+        self.env_steps += evaluation.samples
+        reasons = find_faults(evaluation.gradients, evaluation.losses.total, evaluation.broken)
+        if not reasons:
+            report = self._step(points, evaluation)
             self.faults.in_a_row = 0
-        return report
+            return report
+        usable = self._drop(reasons, points, evaluation)
+        return self._step(points, evaluation, usable) if usable.any() else {}
 
     def _drop(self, reasons: dict[int, str], points: Tensor, evaluation: Evaluation) -> Tensor:
         """Count and save what is not finite at some of the points; returns the mask ``[N]`` of the others."""
@@ -155,8 +157,7 @@ class Trainer:
         report = {name: float(part.mean()) for name, part in losses._asdict().items() if name != "total"}
         if self.update is not None:
             report |= self.update(collected, batch)
-        with nullcontext() if self.critic is None else self.critic.fitted(collected, batch):
-            self.optimizer.tell(evaluation.gradients, evaluation.losses.total, usable, move=self.update is None)
+        self.optimizer.tell(evaluation.gradients, evaluation.losses.total, usable, move=self.update is None)
         return report
 
     def _refresh(self, base: RefreshedBase, batch: Batch) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,9 @@ class CriticUpdates:
     Policy-gradient codes fit the critic much further than they move the policy: ``train_v_iters`` of Spinning Up's VPG,
     ``n_critic_updates`` of sb3-contrib's TRPO, which this follows: passes over all samples, in minibatches, towards
     targets computed once. Ours are the λ-returns of the old critic, over the samples of all N points, which share it:
-    OptEx predicts gradients of the actor alone.
+    OptEx predicts gradients of the actor alone. Those codes fit after the step; here the passes come before the
+    advantages are computed: gradients rest on a critic that knows their samples, and those of the history on critics
+    that differ less.
 
     Args:
         agent: gives the targets.
@@ -48,22 +52,30 @@ class CriticUpdates:
         """Learning rate of the updates to come."""
         self.base.groups[0]["lr"] = learning_rate
 
-    @contextmanager
-    def fitted(self, points: Tensor, batch: Batch) -> Iterator[None]:
-        """Update the critic for the block, and beyond it unless the block fails numerically.
+    def undone_on_fault(self) -> AbstractContextManager[None]:
+        """A block at whose end the critic is as before if it raises a `NumericalError`, or if the critic is not finite.
+
+        Raises:
+            NonFiniteError: a parameter of the critic became NaN or infinite.
+        """
+        return self.base.undone_on_fault()
+
+    def fit(self, points: Tensor, batch: Batch, broken: npt.NDArray[np.bool_]) -> None:
+        """All passes over the experience of the points none of whose environments broke.
 
         Args:
             points: ``[N, d]``, the actors that collected ``batch``.
-            batch: their experience.
-
-        Raises:
-            NonFiniteError: a parameter became NaN or infinite; the critic is as before.
+            batch: their experience, E environments a point.
+            broken: which environments gave NaN or infinite numbers, ``[N·E]``.
         """
+        sound = torch.from_numpy(~broken.reshape(len(points), -1).any(1))
+        if not sound.all():
+            points, batch = points[sound], batch.at(sound)
+        if len(points) == 0:
+            return
         targets = self.agent.targets(self.policy.bind(points), batch)
-        with self.base.undone_on_fault():
-            with self.base.committed_steps() as stepper:
-                self._update(stepper, batch.obs.flatten(0, 2), targets.flatten())
-            yield
+        with self.base.committed_steps() as stepper:
+            self._update(stepper, batch.obs.flatten(0, 2), targets.flatten())
 
     def _update(self, stepper: Stepper, obs: Tensor, targets: Tensor) -> None:
         """All passes over ``obs [B, O]`` and ``targets [B]``."""

@@ -6,7 +6,8 @@ Axes: ``N`` points, ``T`` steps, ``E`` environments per point, ``d`` parameters.
 from __future__ import annotations
 
 import math
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ from .collector import Collector
 from .episodes import Episode
 from .normalization import Normalizer
 
+# Called with points [N, d], their experience and which environments broke, [N·E], before the losses are computed.
+Prepare: TypeAlias = Callable[[Tensor, Batch, npt.NDArray[np.bool_]], None]
 KEPT_BYTES: Final = 2**25 - 2**16  # just below the 32 MiB that glibc lets its threshold rise to on its own
 
 
@@ -57,8 +60,13 @@ class Evaluator(Protocol):
     def is_exact(self) -> bool:
         """Whether a loaded state continues bit for bit; else episodes start over."""
 
-    def __call__(self, points: Tensor) -> Evaluation:
-        """Loss and gradient at ``points [N, d]``."""
+    def __call__(self, points: Tensor, prepare: Prepare | None = None) -> Evaluation:
+        """Loss and gradient at ``points [N, d]``.
+
+        Args:
+            points: ``[N, d]``.
+            prepare: called between the collection and the losses; it may change what the points share, in place.
+        """
 
     def end_iteration(self) -> None:
         """Update the statistics, which are frozen while points are evaluated, with the data seen there."""
@@ -90,11 +98,13 @@ class FusedEvaluator:
         self.agent = agent
         self.collector = collector
 
-    def __call__(self, points: Tensor) -> Evaluation:
-        """Loss and gradient at ``points [N, d]``."""
+    def __call__(self, points: Tensor, prepare: Prepare | None = None) -> Evaluation:
+        """Loss and gradient at ``points [N, d]``, see `Evaluator`."""
         points = points.detach().requires_grad_()
         bound = self.policy.bind(points)
         batch, episodes = self.collector.collect(bound, points.device)
+        if prepare is not None:
+            prepare(points.detach(), batch, self.collector.broken)
         losses = self.agent.loss(bound, batch)
         (gradients,) = torch.autograd.grad(losses.total.sum(), points)
         losses = losses._replace(total=losses.total.detach())
