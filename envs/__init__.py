@@ -9,19 +9,24 @@ from .cartpole import CartPole
 from .mountain_car import MountainCar, MountainCarContinuous
 from .native import NativeVectorEnv
 from .pendulum import Pendulum
-from .vector import NATIVE, SameStepVectorEnv, describe_backend, make_vec, register_native
+from .registry import NATIVE, EnvFactory, find_task, register, register_native, task_name
+from .vector import SameStepVectorEnv, describe_backend, make_vec
 
 __all__ = [
     "NATIVE",
     "Acrobot",
     "CartPole",
+    "EnvFactory",
     "MountainCar",
     "MountainCarContinuous",
     "NativeVectorEnv",
     "Pendulum",
     "SameStepVectorEnv",
     "describe_backend",
+    "find_task",
     "make_vec",
+    "register",
+    "task_name",
 ]
 
 register_native()

@@ -66,6 +66,7 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
 
     env_id: ClassVar[str]
     default_max_episode_steps: ClassVar[int]
+    metadata: dict[str, Any] = native_metadata(render_fps=30)
     backend: ClassVar[str] = "native"
     _renderer: Any = None
 
@@ -166,12 +167,16 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
     def render(self) -> tuple[Any, ...]:
         """Draw sub-environment 0 with Gymnasium's renderer: a tuple of one uint8 array [height, width, 3].
 
-        Raises ConfigError without render_mode="rgb_array", gymnasium.error.ResetNeeded before the first reset.
+        A task that Gymnasium does not have draws itself in a method of its own. Raises ConfigError if it does not, and
+        without render_mode="rgb_array"; gymnasium.error.ResetNeeded before the first reset.
         """
         if self.render_mode is None:
             raise ConfigError("render() needs an environment made with render_mode='rgb_array'.")
         if not self._ready:
             raise ResetNeeded("call reset before render.")
+        spec = gymnasium.registry.get(self.env_id)
+        if spec is None or spec.entry_point is None:
+            raise ConfigError(f"{self.env_id} does not draw itself: its class has no method render().")
         if self._renderer is None:
             self._renderer = gymnasium.make(self.env_id, render_mode=self.render_mode).unwrapped
             self._renderer.reset()

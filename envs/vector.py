@@ -1,4 +1,4 @@
-"""`make_vec`: a vector environment for any Gymnasium id, natively batched where this package has the task.
+"""`make_vec`: a vector environment for any task, natively batched where there is a class that does so.
 
 With every backend a new episode starts in the step in which one ends, final observations and statistics are in dense
 `infos["final_obs"]` and `infos["episode"]`, and seeds may be given per block; `NativeVectorEnv` says how.
@@ -6,26 +6,23 @@ With every backend a new episode starts in the step in which one ends, final obs
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium.error import DependencyNotInstalled, ResetNeeded
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 
 from ..common.errors import ConfigError
-from .acrobot import Acrobot
-from .cartpole import CartPole
 from .checks import (
     BoolArray,
     FloatArray,
@@ -37,14 +34,11 @@ from .checks import (
     check_seeds,
     ending_infos,
 )
-from .mountain_car import MountainCar, MountainCarContinuous
-from .native import NativeVectorEnv
-from .pendulum import Pendulum
+from .registry import NATIVE, EnvFactory, Task, find_task
 
-NAMESPACE = "optex_rl/"
-NATIVE: dict[str, type[NativeVectorEnv]] = {
-    task.env_id: task for task in (CartPole, Acrobot, MountainCar, MountainCarContinuous, Pendulum)
-}
+Env = gymnasium.Env[Any, Any]
+Wrapper = Callable[[Env], Env]
+
 BACKENDS = {
     "native": "NumPy steps all of them as one batch",
     "sync": "Gymnasium's SyncVectorEnv steps one after the other",
@@ -57,24 +51,27 @@ PROBE_STEPS = 15
 
 
 def make_vec(
-    env_id: str,
+    env_id: str | EnvFactory,
     num_envs: int = 1,
     *,
     seed: Seed = None,
     backend: str = "auto",
     render_mode: str | None = None,
+    wrappers: Sequence[Wrapper] = (),
     **env_kwargs: Any,
 ) -> VectorEnv[Any, Any, npt.NDArray[Any]]:
     """Make E = `num_envs` copies of a task.
 
     Args:
-        env_id: a registered id; "package:Name-v0" imports the package first.
+        env_id: a registered id; "package:Name-v0" imports the package first. Or a function that makes one environment
+            from `env_kwargs`, or a `NativeVectorEnv` class; "module:function" finds either.
         num_envs: number E of sub-environments.
         seed: used by the first `reset` that gets none; a number, or k seeds for k equal blocks.
-        backend: "native" (NumPy), "sync", "async", or "auto": native if the task is in `NATIVE` and `render_mode` is
-            None or "rgb_array"; else async if a step takes longer than `SLOW_STEP_SECONDS` and there are at least
-            `FEWEST_CORES` cores; else sync. `describe_backend` tells which was chosen.
+        backend: "native" (NumPy), "sync", "async", or "auto": native if the task is in `NATIVE`, `render_mode` is
+            None or "rgb_array" and there are no wrappers; else async if a step takes longer than `SLOW_STEP_SECONDS`
+            and there are at least `FEWEST_CORES` cores; else sync. `describe_backend` tells which was chosen.
         render_mode: as in Gymnasium. A native environment draws sub-environment 0 only.
+        wrappers: put around each sub-environment, the first one innermost.
         env_kwargs: arguments of the task, and `max_episode_steps`.
 
     Raises ConfigError for an unknown id or argument, a package that is not installed and seeds that do not fit.
@@ -82,31 +79,50 @@ def make_vec(
     num_envs = check_count("num_envs", num_envs)
     if seed is not None:
         check_seeds(seed, num_envs)
-    env_id = _known_id(env_id)
-    native = NATIVE.get(env_id.removeprefix(NAMESPACE))
-    with _one_sentence_errors(env_id):
+    task = find_task(env_id)
+    # A custom environment may have no such argument.
+    rendering = {} if render_mode is None else {"render_mode": render_mode}
+    single = partial(_make_single, task, wrappers, rendering | env_kwargs)
+    with _one_sentence_errors(task):
         if backend == "auto":
-            backend = _choose_backend(env_id, num_envs, native, render_mode, env_kwargs)
-        if backend == "native" and native is not None:
-            env: VectorEnv[Any, Any, npt.NDArray[Any]] = native(
+            is_native = task.batch is not None and not wrappers
+            backend = _choose_backend(single, num_envs, is_native, render_mode)
+        if backend == "native" and task.batch is not None and not wrappers:
+            env: VectorEnv[Any, Any, npt.NDArray[Any]] = task.batch(
                 num_envs, render_mode=render_mode, seed=seed, **env_kwargs
             )
         elif backend in ("sync", "async"):
-            # A custom environment may have no such argument.
-            rendering = {} if render_mode is None else {"render_mode": render_mode}
-            env = SameStepVectorEnv(env_id, num_envs, backend, seed, rendering | env_kwargs)
+            env = SameStepVectorEnv(single, num_envs, backend, seed, task.name)
         elif backend == "native":
-            raise ConfigError(f"there is no native {env_id}, only {', '.join(NATIVE)}; use backend='auto'.")
+            wrapped = " with wrappers" if wrappers else ""
+            raise ConfigError(f"there is no native {task.name}{wrapped}, only {', '.join(NATIVE)}; use backend='auto'.")
         else:
             raise ConfigError(f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}.")
-    env.spec = gymnasium.spec(env_id)
+    env.spec = task.spec
+    return env
+
+
+def _make_single(task: Task, wrappers: Sequence[Wrapper], kwargs: dict[str, Any]) -> Env:
+    """One environment, not a batch."""
+    if task.single is None:
+        raise ConfigError(
+            f"{task.name} exists as a batch only, which is neither wrapped nor stepped one by one: "
+            "do in its class what the wrapper does."
+        )
+    made: object = task.single(**kwargs)  # by a user's function, which may return anything
+    if not isinstance(made, gymnasium.Env):
+        hint = ", and batches are subclasses of NativeVectorEnv" if isinstance(made, VectorEnv) else ""
+        raise ConfigError(f"{task.name} must make a gymnasium.Env, and it made a {type(made).__name__}{hint}.")
+    env: Env = made
+    for wrapper in wrappers:
+        env = wrapper(env)
     return env
 
 
 def describe_backend(env: VectorEnv[Any, Any, Any]) -> str:
     """Return one line saying what `env` is and how it is stepped, e.g. for a log."""
     base = env.unwrapped
-    name = type(base).__name__ if base.spec is None else base.spec.id
+    name = getattr(base, "name", type(base).__name__) if base.spec is None else base.spec.id
     backend = getattr(base, "backend", None)
     manner = f"{backend}, {BACKENDS[backend]}" if backend in BACKENDS else type(base).__name__
     return f"{env.num_envs} x {name}: {manner}"
@@ -122,38 +138,21 @@ def expand_seeds(seeds: list[int], num_envs: int) -> list[int]:
     return [child for s in seeds for child in (s, *np.random.SeedSequence(s).generate_state(others).tolist())]
 
 
-def register_native() -> None:
-    """Register `optex_rl/<id>` for every native task, unless done: Gymnasium's scalar class and our vector class."""
-    for env_id, task in NATIVE.items():
-        spec = gymnasium.spec(env_id)
-        if NAMESPACE + env_id not in gymnasium.registry:
-            gymnasium.register(
-                NAMESPACE + env_id,
-                entry_point=spec.entry_point,
-                vector_entry_point=f"{task.__module__}:{task.__name__}",
-                reward_threshold=spec.reward_threshold,
-                max_episode_steps=task.default_max_episode_steps,
-            )
-
-
 class SameStepVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
     """Gymnasium's Sync- or AsyncVectorEnv with the infos, statistics and block seeds of `NativeVectorEnv`.
 
     `env` is Gymnasium's environment. Observations keep the dtype of their space. A number as seed is one block: the
     sub-environments' seeds come from `expand_seeds`, not from counting up as in Gymnasium. The state cannot be saved.
 
-    Args: as `make_vec`, with `env_kwargs` as a dictionary.
+    Args: as `make_vec`; `make` makes one sub-environment, and `name` is that of the task.
     """
 
-    def __init__(self, env_id: str, num_envs: int, backend: str, seed: Seed, env_kwargs: dict[str, Any]) -> None:
-        self.env: VectorEnv[Any, Any, npt.NDArray[Any]] = gymnasium.make_vec(
-            env_id,
-            num_envs=num_envs,
-            vectorization_mode=backend,
-            vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-            **env_kwargs,
+    def __init__(self, make: Callable[[], Env], num_envs: int, backend: str, seed: Seed, name: str) -> None:
+        vectorize = SyncVectorEnv if backend == "sync" else AsyncVectorEnv
+        self.env: VectorEnv[Any, Any, npt.NDArray[Any]] = vectorize(
+            [make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP
         )
-        self.backend = backend
+        self.backend, self.name = backend, name
         self.num_envs = num_envs
         self.metadata = self.env.metadata
         self.render_mode = self.env.render_mode
@@ -223,66 +222,42 @@ class SameStepVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         return concatenate(space, rows, batch)
 
 
-def _known_id(env_id: str) -> str:
-    """Return the registered id that `env_id` names; raises ConfigError with the closest one if there is none."""
-    package, _, name = env_id.rpartition(":")
-    if package:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise ConfigError(f"cannot import {package!r}, which environment {env_id!r} names: {error}.") from error
-    if name not in gymnasium.registry:
-        lower = {known.lower(): known for known in gymnasium.registry}
-        closest = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)[0]
-        raise ConfigError(
-            f"unknown environment {env_id!r}; the closest registered id is {lower[closest]!r} "
-            "('package:Name-v0' imports a package that registers more)."
-        )
-    return name
-
-
 @contextmanager
-def _one_sentence_errors(env_id: str) -> Iterator[None]:
+def _one_sentence_errors(task: Task) -> Iterator[None]:
     """Turn Gymnasium's errors about missing packages and unknown arguments into ConfigError."""
     try:
         yield
     except (DependencyNotInstalled, ImportError) as error:
-        entry_point, reason = str(gymnasium.spec(env_id).entry_point), str(error).rstrip(".")
+        entry_point, reason = str(task.spec and task.spec.entry_point), str(error).rstrip(".")
         if not entry_point.startswith("gymnasium.envs."):
-            raise ConfigError(f"environment {env_id!r} needs a package that is not installed: {reason}.") from error
+            raise ConfigError(f"environment {task.name!r} needs a package that is not installed: {reason}.") from error
         family = entry_point.split(".")[2]
         extra = {"phys2d": "jax", "tabular": "jax"}.get(family, family.replace("_", "-"))
         raise ConfigError(
-            f"environment {env_id!r} needs packages that are not installed; run: pip install 'gymnasium[{extra}]'"
+            f"environment {task.name!r} needs packages that are not installed; run: pip install 'gymnasium[{extra}]'"
         ) from error
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
         raise ConfigError(
-            f"environment {env_id!r} does not take one of the arguments: {str(error).rstrip('.')}."
+            f"environment {task.name!r} does not take one of the arguments: {str(error).rstrip('.')}."
         ) from error
 
 
-def _choose_backend(
-    env_id: str,
-    num_envs: int,
-    native: type[NativeVectorEnv] | None,
-    render_mode: str | None,
-    env_kwargs: dict[str, Any],
-) -> str:
+def _choose_backend(make: Callable[[], Env], num_envs: int, is_native: bool, render_mode: str | None) -> str:
     """Return what `make_vec` says that "auto" means."""
-    if native is not None and render_mode in (None, "rgb_array"):
+    if is_native and render_mode in (None, "rgb_array"):
         return "native"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # A daemon, such as a pool's worker, must not start processes.
     if num_envs == 1 or cores < FEWEST_CORES or render_mode == "human" or multiprocessing.current_process().daemon:
         return "sync"
-    return "async" if _step_seconds(env_id, env_kwargs) > SLOW_STEP_SECONDS else "sync"
+    return "async" if _step_seconds(make) > SLOW_STEP_SECONDS else "sync"
 
 
-def _step_seconds(env_id: str, env_kwargs: dict[str, Any]) -> float:
+def _step_seconds(make: Callable[[], Env]) -> float:
     """Return the median time in seconds of a few random steps of one environment."""
-    env: gymnasium.Env[Any, Any] = gymnasium.make(env_id, **env_kwargs)
+    env = make()
     env.action_space.seed(0)
     env.reset(seed=0)
     durations = []

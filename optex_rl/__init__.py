@@ -1,5 +1,7 @@
 """optex-rl: policy-gradient reinforcement learning with parallel policy updates from OptEx (arXiv 2402.11427)."""
 
+from importlib.metadata import version as _version
+
 from .common.errors import ConfigError as ConfigError
 from .common.errors import NonFiniteError as NonFiniteError
 from .common.errors import NotPositiveDefiniteError as NotPositiveDefiniteError
@@ -14,11 +16,15 @@ from .optimizer.estimator.gp import GradientEstimator as GradientEstimator
 from .runner.loop import TrainResult as TrainResult
 from .runner.loop import resume as resume
 from .runner.loop import train as train
+from .runner.model import Model as Model
+from .runner.model import load as load
+from .runner.plots import plot as plot
 from .training.config import TrainConfig as TrainConfig
 
 __all__ = [
     "ConfigError",
     "GradientEstimator",
+    "Model",
     "NonFiniteError",
     "NotPositiveDefiniteError",
     "NumericalError",
@@ -30,9 +36,14 @@ __all__ = [
     "RunFolderError",
     "TrainConfig",
     "TrainResult",
+    "__version__",
+    "load",
+    "plot",
     "resume",
     "train",
 ]
+
+__version__ = _version("optex-rl")
 
 # Where `optex_rl.kfac`, `optex_rl.errors` and other names of modules before the wings are found.
 __path__.append(f"{__path__[0]}/former")

@@ -55,7 +55,7 @@ def run(config: TrainConfig) -> Outcome:
     result = train(config)
     hit = (math.inf, math.inf)
     for iteration, row in enumerate(result.rows, 1):
-        if row.get("eval/mean_reward", -math.inf) >= PUBLISHED[config.env]:
+        if row.get("eval/mean_reward", -math.inf) >= PUBLISHED[config.env_name]:
             hit = (iteration, row["time/wall_time"])
             break
     envs = make_vec(config.env, FINAL_EPISODES)
@@ -80,8 +80,9 @@ def table_row(config: TrainConfig, outcomes: list[Outcome]) -> str:
     """One line of the Markdown table."""
     finals, iterations, seconds, _ = map(list, zip(*outcomes, strict=True))
     reached = sum(map(math.isfinite, iterations))
+    env = config.env_name
     return (
-        f"| {config.env} | {PUBLISHED[config.env]:.0f} | {statistics.median(finals):.1f} | {spread(finals)} | "
+        f"| {env} | {PUBLISHED[env]:.0f} | {statistics.median(finals):.1f} | {spread(finals)} | "
         f"{median_of_all(iterations, 0)} of {config.iterations} | {median_of_all(seconds, 1)} | "
         f"{reached}/{len(outcomes)} | {config.parallelism} | {outcomes[0].env_steps / 1e6:.2f} |"
     )

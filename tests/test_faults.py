@@ -152,9 +152,9 @@ class Broken(CartPole):
 
 @pytest.fixture
 def broken_env(monkeypatch: pytest.MonkeyPatch) -> None:
-    from optex_rl.envs import vector
+    from optex_rl.envs import registry
 
-    monkeypatch.setitem(vector.NATIVE, "CartPole-v1", Broken)
+    monkeypatch.setitem(registry.NATIVE, "CartPole-v1", Broken)
 
 
 @pytest.mark.usefixtures("broken_env")

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from optex_rl.common.errors import ConfigError
 from optex_rl.envs import NATIVE, CartPole, NativeVectorEnv, SameStepVectorEnv, describe_backend, make_vec, vector
-from optex_rl.envs.vector import expand_seeds, register_native
+from optex_rl.envs.registry import register_native
+from optex_rl.envs.vector import expand_seeds
 
 Array = npt.NDArray[Any]
 
@@ -79,7 +80,7 @@ def test_other_tasks_and_other_render_modes_are_gymnasiums() -> None:
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     native = {None: True, "rgb_array": True, "human": False}
     for render_mode, expected in native.items():
-        chosen = vector._choose_backend("CartPole-v1", 2, CartPole, render_mode, {})
+        chosen = vector._choose_backend(lambda: gymnasium.make("CartPole-v1"), 2, True, render_mode)
         assert (chosen == "native") is expected
 
 
@@ -94,7 +95,7 @@ def test_description_of_someone_elses_environment() -> None:
 def test_slow_steps_get_processes_where_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     def choice(cores: int, seconds: float, num_envs: int = 2) -> str:
         monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
-        return vector._choose_backend("OptexTest/Counter-v0", num_envs, None, None, {"seconds": seconds})
+        return vector._choose_backend(lambda: Counter(seconds=seconds), num_envs, False, None)
 
     slow = 2 * vector.SLOW_STEP_SECONDS
     assert choice(8, slow) == "async"

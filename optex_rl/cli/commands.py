@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Collection, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,21 +15,18 @@ import numpy as np
 import torch
 
 from ..common.errors import ConfigError, OptExError
-from ..common.storage import load_checkpoint, must_fit
 from ..common.validation import check_between
-from ..envs import make_vec
-from ..runner.folder import IDENTITY, check_shared_options
 from ..runner.loop import TrainResult, resume, train
-from ..runner.restore import restore_policy
 from ..runner.video import record_episode
-from ..training.config import LARGEST_SEED, MOST_EPISODES, TrainConfig, load_config
+from ..training.config import LARGEST_SEED, MOST_EPISODES, TrainConfig
 from ..training.presets import tuned_options
-from ..training.rollouts.evaluation import evaluate_policy
 from ..training.rollouts.evaluator import keep_freed_memory
 from .compare import add_compare_command
 from .flags import add_config_arguments, given_options
+from .own_code import add_policy, add_trust, load_model, working_directory_importable
 
 MOST_THREADS: Final = 1024
+RESUMABLE: Final = ("iterations", "policy")  # options that may be given with --resume
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_between("threads", options.threads, 1, MOST_THREADS)
         torch.set_num_threads(options.threads)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), working_directory_importable():
             warnings.showwarning = show_warning
             status: int = options.run(options)
     except OptExError as error:
@@ -68,12 +66,15 @@ def show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; the flags of train are the fields of `TrainConfig`."""
     parser = argparse.ArgumentParser(prog="optex-rl", description="Policy-gradient training with OptEx.")
+    parser.add_argument("--version", action="version", version=f"optex-rl {version('optex-rl')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--threads", type=int, default=1, help="torch threads; more than 1 rarely pays (default: 1)")
 
     command = commands.add_parser("train", parents=[common], help="train a policy and write its run folder")
-    command.add_argument("--resume", type=Path, metavar="RUN_DIR", help="resume a run; no other flag but --iterations")
+    text = "resume a run; no other flags but --iterations, --policy and --trust"
+    command.add_argument("--resume", type=Path, metavar="RUN_DIR", help=text)
+    add_trust(command)
     add_config_arguments(command)
     command.set_defaults(run=run_train)
 
@@ -85,6 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--video", nargs="?", const="", metavar="PATH", help="draw the first episode (default PATH: RUN_DIR/video.gif)"
     )
+    add_policy(command)
+    add_trust(command)
     command.set_defaults(run=run_evaluate)
 
     command = commands.add_parser("plot", parents=[common], help="draw the learning curves of runs into one plot")
@@ -103,18 +106,18 @@ def run_train(options: argparse.Namespace) -> int:
         return run_resume(options)
     given = given_options(vars(options))
     config = TrainConfig.recommended(**given)
-    print(f"{config.algo} on {config.env}, {config.method}, {config.optimizer} {config.learning_rate:g}")
+    print(f"{config.algo} on {config.env_name}, {config.method}, {config.optimizer} {config.learning_rate:g}")
     print(describe_presets(config, given))
     return report(train(config))
 
 
 def run_resume(options: argparse.Namespace) -> int:
     """The command train with --resume."""
-    others = ["--" + name.replace("_", "-") for name in given_options(vars(options)) if name != "iterations"]
+    others = ["--" + name.replace("_", "-") for name in given_options(vars(options)) if name not in RESUMABLE]
     if others:
         raise ConfigError(f"--resume takes the options of the run: leave out {', '.join(others)}")
-    iterations = getattr(options, "iterations", None)
-    result = resume(options.resume, iterations)
+    given = given_options(vars(options))
+    result = resume(options.resume, given.get("iterations"), given.get("policy"), trust=options.trust)
     if not result.rows and not result.interrupted:
         done = f"all its {result.iterations:,} iterations are done"
         print(f"{options.resume} is finished: {done}; a larger --iterations continues it")
@@ -133,9 +136,9 @@ def report(result: TrainResult) -> int:
 
 def describe_presets(config: TrainConfig, given: Collection[str]) -> str:
     """One line saying which tuned options of the task are in force, those given on the command line left out."""
-    tuned = tuned_options(config.env, config.algo)
+    tuned = tuned_options(config.env_name, config.algo)
     if not tuned:
-        return f"no presets for {config.algo} on {config.env}: defaults"
+        return f"no presets for {config.algo} on {config.env_name}: defaults"
     words = [f"{name}={value}" for name, value in tuned.items() if name not in given]
     return f"presets: {', '.join(words) or 'none, all given'}"
 
@@ -166,22 +169,15 @@ def run_evaluate(options: argparse.Namespace) -> int:
     """The command evaluate."""
     check_between("episodes", options.episodes, 1, MOST_EPISODES)
     check_between("seed", options.seed, 0, LARGEST_SEED)
-    config = load_config(options.run_dir / "config.yml")
-    path = options.run_dir / ("best_model.pt" if options.best else "checkpoint.pt")
-    content = load_checkpoint(path)
-    with must_fit(path):
-        check_shared_options(path, content, config, IDENTITY)
-    envs = make_vec(config.env, options.episodes)
-    policy, normalizer = restore_policy(config, envs, path, content)
-    returns = evaluate_policy(policy, envs, options.seed, normalizer)
-    envs.close()
+    model = load_model(options)
+    returns = model.evaluate(options.episodes, seed=options.seed)
     print(
-        f"{config.env}, {len(returns)} episodes: mean return {np.mean(returns):.2f} ± {np.std(returns):.2f}, "
-        f"least {min(returns):.2f}, most {max(returns):.2f}"
+        f"{model.config.env_name}, {len(returns)} episodes: "
+        f"mean return {np.mean(returns):.2f} ± {np.std(returns):.2f}, least {min(returns):.2f}, most {max(returns):.2f}"
     )
     if options.video is not None:
         path = Path(options.video or options.run_dir / "video.gif")
-        episode_return, length = record_episode(config.env, policy, options.seed, normalizer, path)
+        episode_return, length = record_episode(model.config, model.policy, options.seed, model.normalizer, path)
         print(f"video  {path}, {length} steps, return {episode_return:.2f}")
     return 0
 

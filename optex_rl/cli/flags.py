@@ -9,6 +9,7 @@ from typing import Any, get_origin, get_type_hints
 
 from ..common.validation import flag_reader
 from ..training.config import TrainConfig
+from .own_code import OWN_CODE
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
@@ -31,6 +32,11 @@ def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[
                 help=f"{spec.metadata['help']} (default: {'yes' if default else 'no'})",
             )
             continue
+        if spec.name in OWN_CODE:
+            parser.add_argument(
+                flag, nargs="+", default=argparse.SUPPRESS, **OWN_CODE[spec.name](spec.metadata["help"])
+            )
+            continue
         is_tuple = get_origin(hint) is tuple
         shown = " ".join(map(str, default)) if is_tuple else "none" if default is None else str(default)
         parser.add_argument(
@@ -47,4 +53,5 @@ def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[
 def given_options(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of `add_config_arguments` that were given, as arguments of `TrainConfig`; other flags are left out."""
     given = {spec.name: flags[spec.name] for spec in dataclasses.fields(TrainConfig) if spec.name in flags}
-    return given | ({"net_arch": tuple(given["net_arch"])} if "net_arch" in given else {})
+    converted = {"net_arch": tuple, "env_kwargs": dict}
+    return {name: converted.get(name, lambda value: value)(value) for name, value in given.items()}

@@ -60,7 +60,8 @@ class Job(NamedTuple):
         Raises:
             ConfigError: its name is too long for a file.
         """
-        job = cls(config.env, method, setting, dataclasses.replace(config, seed=seed), until)
+        env = config.env_name if isinstance(config, TrainConfig) else config.env
+        job = cls(env, method, setting, dataclasses.replace(config, seed=seed), until)
         if len(job.file_name.encode()) > LONGEST_NAME - len(".tmp"):
             raise ConfigError(f"the method {method!r} has more options than fit into the name of a file")
         return job
@@ -75,7 +76,7 @@ class Job(NamedTuple):
         """The options that decide the results of the run."""
         options = self.config.shared_options()
         if isinstance(self.config, TrainConfig):
-            options["iterations"] = self.config.iterations
+            options |= {"iterations": self.config.iterations, "policy": self.config.policy}
         return json.loads(json.dumps(options | {"until": self.until}))  # type: ignore[no-any-return]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -47,7 +48,7 @@ def make_run_folder(config: TrainConfig) -> Path | None:
 def _free_folder(logdir: Path, config: TrainConfig) -> Path:
     """The folder that the options name, which does not exist yet."""
     if config.run_name is None:
-        stem = f"{config.env}_{config.algo}_{config.method}_{config.seed}".replace("/", "-")
+        stem = re.sub("[/:]", "-", f"{config.env_name}_{config.algo}_{config.method}_{config.seed}")
         names = (stem if k == 1 else f"{stem}_{k}" for k in range(1, sys.maxsize))
         return next(path for path in (logdir / name for name in names) if not os.path.lexists(path))
     check_run_name(config.run_name)
@@ -139,5 +140,6 @@ def check_network(path: Path, content: Mapping[str, Any], policy: nn.Module) -> 
     saved, expected = content.get("network"), describe_network(policy)
     if saved != expected:
         name = saved.get("class") if isinstance(saved, dict) else None
-        other = "" if name in (None, expected["class"]) else f" ({name}, not {expected['class']})"
-        raise RunFolderError(f"{path} holds a policy of another network than config.yml describes{other}")
+        other = f" ({name}, not {expected['class']}): give the run's own, as policy=… or --policy module:factory"
+        hint = "" if name in (None, expected["class"]) else other
+        raise RunFolderError(f"{path} holds a policy of another network than config.yml describes{hint}")

@@ -21,6 +21,7 @@ from .log import ProgressBar
 from .recorder import Recorder
 from .restore import restore, total_iterations
 from .signals import StopRequest, stop_on_interrupt
+from .trust import check_trust
 
 
 @dataclass
@@ -65,7 +66,8 @@ def train(
 
     Args:
         config: the options.
-        policy: a custom network, see `StackedPolicy`; by default an `MlpPolicy`.
+        policy: a custom network, see `StackedPolicy`; by default the one that ``config.policy`` names, or an
+            `MlpPolicy`.
         agent: a custom agent, in place of ``config.algo``.
         evaluator: makes a custom evaluator, from the arguments of `fuse`.
 
@@ -89,9 +91,11 @@ def train(
 def resume(
     run_dir: str | Path,
     iterations: int | None = None,
-    policy: nn.Module | None = None,
+    policy: nn.Module | str | None = None,
     agent: Agent | None = None,
     evaluator: EvaluatorFactory = fuse,
+    *,
+    trust: bool = False,
 ) -> TrainResult:
     """Resume a run that was interrupted, killed, or is to have more iterations, from its last checkpoint.
 
@@ -102,7 +106,9 @@ def resume(
         run_dir: the run folder.
         iterations: sequential iterations in all, at least as many as before. A learning rate that falls linearly
             falls to zero at the new number.
-        policy, agent, evaluator: the custom ones that the run was started with, if any.
+        policy, agent, evaluator: the custom ones that the run was started with, if any; the policy may be the
+            "module:factory" that makes it, and is not needed if the options of the run name it.
+        trust: whether to run code that the options of the run name, as for `optex_rl.load`.
 
     Raises:
         RunFolderError: the folder holds no run that can be resumed, or another process is writing to it.
@@ -118,12 +124,15 @@ def resume(
         _check_run_folder(run_dir)
         stack.enter_context(locked(run_dir))
         config = load_config(run_dir / "config.yml")
+        if not trust:
+            check_trust(config, run_dir, policy is not None)
         content = load_checkpoint(path) if path.exists() else None
         with must_fit(path):
             if content is not None:
                 check_shared_options(path, content, config)
             total = total_iterations(path, content, config.iterations, iterations)
-        trainer = Trainer(dataclasses.replace(config, iterations=total), policy, agent, evaluator)
+        name, own = (policy, None) if isinstance(policy, str) else (config.policy, policy)
+        trainer = Trainer(dataclasses.replace(config, iterations=total, policy=name), own, agent, evaluator)
         stack.callback(trainer.close)
         if content is not None:
             restore(trainer, path, content)
@@ -154,7 +163,7 @@ def _check_run_folder(run_dir: Path) -> None:
 def _warn_of_new_episodes(trainer: Trainer) -> None:
     if not trainer.evaluator.is_exact:
         warnings.warn(
-            f"{trainer.config.env} cannot save its state: all episodes start over, so the run is resumed, but "
+            f"{trainer.config.env_name} cannot save its state: all episodes start over, so the run is resumed, but "
             "not bit for bit",
             ResumeWarning,
             stacklevel=3,

@@ -30,6 +30,24 @@ def read_progress(run_dir: Path, columns: Sequence[str]) -> list[list[float]]:
         raise RunFolderError(f"{path} cannot be read as the progress of a run") from error
 
 
+def plot(run_dirs: str | Path | Sequence[str | Path], output: str | Path | None = None) -> Path:
+    """Draw the learning curves of one or more runs, as the command plot does, and return the image file.
+
+    Args:
+        run_dirs: a run folder, or several.
+        output: by default learning_curve.png in the first of them.
+
+    Raises:
+        ConfigError, RunFolderError: as of `plot_runs`.
+    """
+    folders = [Path(path) for path in ([run_dirs] if isinstance(run_dirs, (str, Path)) else run_dirs)]
+    if not folders:
+        raise ConfigError("plot needs at least one run folder, got none")
+    output = folders[0] / "learning_curve.png" if output is None else Path(output)
+    plot_runs(folders, output)
+    return output
+
+
 def plot_runs(run_dirs: Sequence[Path], output: Path) -> None:
     """Draw cumulative average reward and mean return of runs against sequential iterations.
 

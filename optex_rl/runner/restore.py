@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from gymnasium.vector import VectorEnv
+from torch import nn
 from torch.optim import Optimizer
 
-from ..agents import MlpPolicy
 from ..bases import RefreshedBase
 from ..bases.flat import FlatBase
 from ..common.errors import NumericalError, RunFolderError
@@ -105,16 +105,26 @@ def _try(trainer: Trainer) -> None:
 
 
 def restore_policy(
-    config: TrainConfig, envs: VectorEnv[Any, Any, Any], path: Path, content: dict[str, Any]
-) -> tuple[MlpPolicy, Normalizer]:
+    config: TrainConfig, envs: VectorEnv[Any, Any, Any], path: Path, content: dict[str, Any], policy: nn.Module | None
+) -> tuple[nn.Module, Normalizer]:
     """The policy of a checkpoint and the normalisation that it is used with.
+
+    Args:
+        config: the options of the run.
+        envs: its task.
+        path: the checkpoint, for the messages.
+        content: what is in it.
+        policy: a custom network, which gets the parameters; None for the one that the options describe.
 
     Raises:
         RunFolderError: the checkpoint holds another network, or is not built as it must be.
     """
     spaces = envs.single_observation_space, envs.single_action_space
-    policy, normalizer = build_policy(config, config.make_agent(), *spaces), build_normalizer(config, envs)
+    normalizer = build_normalizer(config, envs)
     with must_fit(path):
+        # A custom agent, which is not needed here, may have had no critic where the agent of the options has one.
+        critic = any(str(name).startswith("critic") for name in content["policy"])
+        policy = build_policy(config, critic, *spaces) if policy is None else policy
         check_network(path, content, policy)
         policy.load_state_dict(content["policy"])
         for name in ("obs", "returns"):

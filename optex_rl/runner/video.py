@@ -13,7 +13,8 @@ from gymnasium.vector import VectorEnv
 from torch import nn
 
 from ..common.errors import ConfigError, RunFolderError
-from ..envs import make_vec
+from ..training.builders import make_envs
+from ..training.config import TrainConfig
 from ..training.rollouts.evaluation import evaluate_policy
 from ..training.rollouts.normalization import Normalizer
 
@@ -24,7 +25,7 @@ MAX_FPS: Final = 30  # of the video; of faster tasks only some frames are kept, 
 
 
 def record_episode(
-    env_id: str, policy: nn.Module, seed: int, normalizer: Normalizer | None, path: Path
+    config: TrainConfig, policy: nn.Module, seed: int, normalizer: Normalizer | None, path: Path
 ) -> tuple[float, int]:
     """Play one episode with the most likely actions and write it to ``path``, a GIF.
 
@@ -40,7 +41,7 @@ def record_episode(
     if path.suffix.lower() != ".gif":
         raise ConfigError(f"a video is written as GIF: its path must end in .gif, got {str(path)!r}")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    envs = make_vec(env_id, 1, render_mode="rgb_array")
+    envs = make_envs(config, 1, render_mode="rgb_array")
     frames: list[Frame] = []
     try:
         (episode_return,) = evaluate_policy(policy, envs, seed, normalizer, lambda: frames.append(draw(envs)))

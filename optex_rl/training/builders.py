@@ -19,6 +19,7 @@ from .rollouts.collector import Collector
 from .rollouts.evaluator import Evaluator, FusedEvaluator
 from .rollouts.normalization import Normalizer
 from .rollouts.seeding import spawn_seeds
+from .tasks import find_wrappers, make_own_policy
 
 EvaluatorFactory: TypeAlias = Callable[[TrainConfig, Agent, StackedPolicy], Evaluator]
 
@@ -31,22 +32,42 @@ def fuse(config: TrainConfig, agent: Agent, policy: StackedPolicy) -> Evaluator:
         agent: gives the loss.
         policy: the network's architecture, as a function of the points; what these share has the values of each call.
     """
-    envs = make_vec(config.env, config.num_points * config.envs_per_point)
+    envs = make_envs(config, config.num_points * config.envs_per_point)
     normalizer = build_normalizer(config, envs)
     collector = Collector(envs, config.num_points, config.n_steps, config.seed, normalizer, config.noise_repeat)
     return FusedEvaluator(policy, agent, collector)
 
 
-def build_policy(config: TrainConfig, agent: Agent, observations: Space[Any], actions: Space[Any]) -> MlpPolicy:
-    """The network that the options describe, freshly initialised from the seed of the run."""
+def make_envs(config: TrainConfig, num_envs: int, *, render_mode: str | None = None) -> VectorEnv[Any, Any, Any]:
+    """The task that the options describe, ``num_envs`` times.
+
+    Raises:
+        ConfigError: there is no such task, wrapper or argument.
+    """
+    wrappers, kwargs = find_wrappers(config.env_wrapper), config.env_kwargs or {}
+    return make_vec(config.env, num_envs, render_mode=render_mode, wrappers=wrappers, **kwargs)
+
+
+def build_policy(config: TrainConfig, critic: bool, observations: Space[Any], actions: Space[Any]) -> nn.Module:
+    """The network that the options describe, freshly initialised from the seed of the run.
+
+    Args:
+        config: the options.
+        critic: whether an `MlpPolicy` is to have a critic; of other networks their factory decides.
+        observations: the space of a single observation.
+        actions: the space of a single action.
+    """
+    seed = spawn_seeds(config.seed, 2, 1)[0]
+    if config.policy is not None:
+        return make_own_policy(config.policy, observations, actions, seed)
     return MlpPolicy(
         observations,
         actions,
         net_arch=config.net_arch,
         activation=config.activation,
-        critic=agent.needs_critic,
+        critic=critic,
         log_std_init=config.log_std_init,
-        generator=torch.Generator().manual_seed(spawn_seeds(config.seed, 2, 1)[0]),
+        generator=torch.Generator().manual_seed(seed),
     )
 
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from typing import Any, Final, get_type_hints
 
-import torch
 import yaml
 
 from ..agents import AGENTS, Agent, agent_options, make_agent
 from ..bases import check_name
 from ..common.errors import ConfigError, RunFolderError
 from ..common.storage import read_regular, write_atomically
-from ..common.validation import check_between, check_choice, shown
+from ..envs import EnvFactory, task_name
 from ..optimizer.estimator.predictors import PREDICTORS
 from ..optimizer.options import BLOCKS, OptExOptions
 from ..optimizer.selection import SELECTIONS
+from .checks import check_device, check_option
 from .presets import tuned_options
+from .tasks import check_env, check_env_kwargs, check_env_wrapper
 
 METHODS: Final = ("vanilla", "data-parallel", "target", "optex")
 SCHEDULES: Final = ("constant", "linear")
@@ -27,12 +28,11 @@ OPTEX: Final = OptExOptions  # which holds the defaults of the optimizer
 LARGEST: Final = 1e38  # real number: single precision holds little more
 LARGEST_SEED: Final = 2**32 - 1  # that NumPy, PyTorch and Gymnasium all take
 MOST_EPISODES: Final = 10**5  # of an evaluation: each has an environment of its own
-MOST_LAYERS: Final = 16
 MOST_BYTES: Final = 2**20  # of config.yml
 MOST_SAMPLES: Final = 10**7  # of an iteration, which has them all in memory
 # Options that may differ between a run and its resumption: how long it is, and where and how it is written and shown.
 FREE: Final = (
-    *("iterations", "checkpoint_freq", "max_bad_iterations"),
+    *("iterations", "checkpoint_freq", "max_bad_iterations", "policy"),  # which the network's shapes identify
     *("device", "logdir", "run_name", "progress_bar"),
 )
 
@@ -45,6 +45,7 @@ def _option(
     low: float = 0,
     high: float | None = None,
     other: str = "",
+    convert: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Dataclass field with the metadata that the command line needs.
 
@@ -55,9 +56,10 @@ def _option(
         low: the least number that is allowed.
         high: the largest one; every number has one.
         other: what is allowed besides numbers, for the message.
+        convert: checks the value, in place of all that, and returns the one to keep.
     """
-    known = {"help": text, "choices": choices, "low": low, "high": high, "other": other}
-    return field(default=default, metadata=known)
+    known = {"help": text, "choices": choices, "low": low, "high": high, "other": other, "convert": convert}
+    return field(default=default, metadata=known, hash=None if convert is None else False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,14 @@ class TrainConfig:
     """
 
     algo: str = _option("a2c", "agent", tuple(AGENTS))
-    env: str = _option("CartPole-v1", "Gymnasium id of the task")
+    env: str | EnvFactory = _option("CartPole-v1", "task: a Gymnasium id, module:Id, or module:function that makes one")
+    env_kwargs: Mapping[str, Any] | None = _option(None, "arguments of the task", convert=check_env_kwargs)
+    env_wrapper: Any = _option(
+        None, "wrappers of each environment, the innermost first: module.Class", convert=check_env_wrapper
+    )
+    policy: str | None = _option(
+        None, "network of your own: module:factory, called with observation and action space; none for MLPs"
+    )
     method: str = _option("optex", "how a sequential iteration uses its N evaluations", METHODS)
     optimizer: str = _option("adam", "base optimizer, see optex_rl.bases.BASES")
     learning_rate: float = _option(3e-3, "learning rate of the base optimizer", high=LARGEST)
@@ -167,7 +176,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         hints = get_type_hints(TrainConfig)
         for spec in dataclasses.fields(self):
-            check_option(spec.name, getattr(self, spec.name), hints[spec.name], spec.metadata)
+            value, convert = getattr(self, spec.name), spec.metadata["convert"]
+            if convert is not None:
+                object.__setattr__(self, spec.name, convert(value))
+            elif spec.name != "env":
+                check_option(spec.name, value, hints[spec.name], spec.metadata)
+        check_env(self.env, on_disk=self.logdir is not None)
         if self.samples > MOST_SAMPLES:
             given = f"at most {MOST_SAMPLES} samples at once, got {self.samples}"
             raise ConfigError(f"parallelism, n_envs and n_steps must give {given}")
@@ -179,7 +193,7 @@ class TrainConfig:
         check_device(self.device)
 
     @classmethod
-    def recommended(cls, env: str = "CartPole-v1", algo: str = "a2c", **overrides: Any) -> TrainConfig:
+    def recommended(cls, env: str | EnvFactory = "CartPole-v1", algo: str = "a2c", **overrides: Any) -> TrainConfig:
         """The tuned options of an agent on a task, or the defaults where there are none; ``overrides`` win.
 
         Raises:
@@ -188,7 +202,12 @@ class TrainConfig:
         unknown = sorted(overrides.keys() - {spec.name for spec in dataclasses.fields(cls)})
         if unknown:
             raise ConfigError(f"TrainConfig has no option {', '.join(unknown)}")
-        return cls(**{"env": env, "algo": algo, **tuned_options(env, algo), **overrides})
+        return cls(**{"env": env, "algo": algo, **tuned_options(task_name(env), algo), **overrides})
+
+    @property
+    def env_name(self) -> str:
+        """The task by name: its id, or "module:function"."""
+        return task_name(self.env)
 
     @property
     def num_points(self) -> int:
@@ -229,7 +248,7 @@ class TrainConfig:
 
     def values(self) -> dict[str, Any]:
         """The options as plain values."""
-        return dataclasses.asdict(self) | {"net_arch": list(self.net_arch)}
+        return dataclasses.asdict(self) | {"net_arch": list(self.net_arch), "env": self.env_name}
 
     def shared_options(self) -> dict[str, Any]:
         """The options that a run and its resumption must share."""
@@ -244,38 +263,8 @@ class TrainConfig:
         write_atomically(path, yaml.safe_dump(self.values(), sort_keys=False).encode())
 
 
-def check_option(name: str, value: Any, hint: Any, known: Mapping[str, Any]) -> None:
-    """Raise a ConfigError unless an option has its type and is within what `_option` says.
-
-    Whole numbers may stand for real ones. The bounds of a tuple are those of its entries.
-    """
-    low, high = known["low"], known["high"]
-    if get_origin(hint) is tuple:
-        sizes = value if isinstance(value, tuple) and len(value) <= MOST_LAYERS else (None,)
-        if not all(type(size) is int and low <= size <= high for size in sizes):
-            words = f"a list of at most {MOST_LAYERS} whole numbers between {low} and {high}"
-            raise ConfigError(f"{name} must be {words}, got {shown(value)}")
-        return
-    allowed = set(get_args(hint) or (hint,))
-    if type(value) not in (allowed | {int} if float in allowed else allowed):
-        raise ConfigError(f"{name} must be {getattr(hint, '__name__', hint)}, got {shown(value)}")
-    if known["choices"] is not None:
-        check_choice(name, value, known["choices"])
-    if high is not None and isinstance(value, (int, float)):
-        check_between(name, value, low, high, "a number" if float in allowed else "a whole number", known["other"])
-
-
-def check_device(device: str) -> None:
-    """Raise a ConfigError unless torch has the device."""
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {device!r} cannot be used here, try 'cpu' ({reason})") from error
-
-
-def load_config(path: Path) -> TrainConfig:
-    """Options from a file written by `TrainConfig.save`.
+def load_config(path: Path, **overrides: Any) -> TrainConfig:
+    """Options from a file written by `TrainConfig.save`; ``overrides`` win.
 
     Raises:
         RunFolderError: the file is missing or does not hold options.
@@ -293,4 +282,4 @@ def load_config(path: Path) -> TrainConfig:
         raise RunFolderError(f"{path} does not hold the options of a run")
     if isinstance(values.get("net_arch"), list):
         values["net_arch"] = tuple(values["net_arch"])
-    return TrainConfig(**values)
+    return TrainConfig(**values | overrides)

@@ -16,9 +16,16 @@ from ..agents.networks.batching import warn_of_passes
 from ..bases import RefreshedBase, fused_kwargs, make_base
 from ..bases.flat import FlatBase
 from ..common.errors import ConfigError, NotPositiveDefiniteError, NumericalError, NumericalWarning
-from ..envs import make_vec
 from ..optimizer import OptEx
-from .builders import EvaluatorFactory, build_objective, build_policy, fuse, parameter_groups, split_critic
+from .builders import (
+    EvaluatorFactory,
+    build_objective,
+    build_policy,
+    fuse,
+    make_envs,
+    parameter_groups,
+    split_critic,
+)
 from .config import TrainConfig
 from .faults import FaultLog, describe, find_faults, gather_evidence
 from .rollouts.episodes import EpisodeStatistics
@@ -61,9 +68,9 @@ class Trainer:
             raise ConfigError(
                 f"n_critic_updates must be 0 with {name}, got {config.n_critic_updates}: see shares_critic"
             )
-        with closing(make_vec(config.env, 1)) as envs:
+        with closing(make_envs(config, 1)) as envs:
             spaces = envs.single_observation_space, envs.single_action_space
-        policy = build_policy(config, agent, *spaces) if policy is None else policy
+        policy = build_policy(config, agent.needs_critic, *spaces) if policy is None else policy
         check_sizes(config, observation_size(spaces[0]), sum(p.numel() for p in policy.parameters()))
         self.policy = policy.to(config.device)
         groups, critic = split_critic(policy) if config.n_critic_updates else (parameter_groups(policy), [])
@@ -169,7 +176,7 @@ class Trainer:
     def evaluate(self) -> float:
         """Mean return of the policy's most likely actions over ``eval_episodes`` episodes, each time the same."""
         if self._evaluation_envs is None:
-            self._evaluation_envs = make_vec(self.config.env, self.config.eval_episodes)
+            self._evaluation_envs = make_envs(self.config, self.config.eval_episodes)
         seed = spawn_seeds(self.config.seed, 3, 1)[0]
         returns = evaluate_policy(self.policy, self._evaluation_envs, seed, self.evaluator.normalizer)
         bad = [number for number, value in enumerate(returns) if not np.isfinite(value)]

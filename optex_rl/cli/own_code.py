@@ -1,0 +1,76 @@
+"""What the command line says of a user's own code: tasks with arguments and wrappers, networks, and trust."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import yaml
+
+from ..runner.model import Model, load
+
+
+def read_pair(text: str) -> tuple[str, Any]:
+    """KEY:VALUE as rl_zoo3 has it, the value read as YAML: a number, true, false, or text."""
+    key, colon, value = text.partition(":")
+    if not key or not colon:
+        raise argparse.ArgumentTypeError(f"must be KEY:VALUE, got {text!r}")
+    return key, read_yaml(value)
+
+
+def read_yaml(text: str) -> Any:
+    """A value in YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"cannot be read, got {text!r}") from error
+
+
+def _env_kwargs(text: str) -> dict[str, Any]:
+    return {"type": read_pair, "metavar": "KEY:VALUE", "help": f"{text} (default: none)"}
+
+
+def _env_wrapper(text: str) -> dict[str, Any]:
+    return {"type": read_yaml, "metavar": "CLASS", "help": f"{text}, or '{{module.Class: {{key: value}}}}'"}
+
+
+# The options of `TrainConfig` that take several words, and how their flags read them, given the text of their help.
+OWN_CODE: Final[Mapping[str, Callable[[str], dict[str, Any]]]] = {
+    "env_kwargs": _env_kwargs,
+    "env_wrapper": _env_wrapper,
+}
+
+
+def add_trust(command: argparse.ArgumentParser) -> None:
+    """Add the flag of what runs a run folder."""
+    text = "run code that the options of the run name: functions, and modules that are not installed packages"
+    command.add_argument("--trust", action="store_true", help=text)
+
+
+def add_policy(command: argparse.ArgumentParser) -> None:
+    """Add the flag of the network for a command that has not the options of train."""
+    text = "the run's network of your own, as for train; not needed if the run was started with it"
+    command.add_argument("--policy", metavar="MODULE:FACTORY", help=text)
+
+
+def load_model(options: argparse.Namespace) -> Model:
+    """The model that the flags of evaluate mean."""
+    return load(options.run_dir, options.policy, options.best, trust=options.trust)
+
+
+@contextmanager
+def working_directory_importable() -> Iterator[None]:
+    """A block in which modules of the working directory are found, after all others, as by ``python -m``."""
+    folder = os.getcwd()
+    if folder in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
