@@ -13,6 +13,11 @@ from .common.errors import ResumeWarning as ResumeWarning
 from .common.errors import RunFolderError as RunFolderError
 from .optimizer import OptEx as OptEx
 from .optimizer.estimator.gp import GradientEstimator as GradientEstimator
+from .runner.callbacks import BaseCallback as BaseCallback
+from .runner.callbacks import LoggerCallback as LoggerCallback
+from .runner.callbacks import OptunaPruningCallback as OptunaPruningCallback
+from .runner.callbacks import StopTrainingOnRewardThreshold as StopTrainingOnRewardThreshold
+from .runner.callbacks import WandbCallback as WandbCallback
 from .runner.loop import TrainResult as TrainResult
 from .runner.loop import resume as resume
 from .runner.loop import train as train
@@ -22,8 +27,10 @@ from .runner.plots import plot as plot
 from .training.config import TrainConfig as TrainConfig
 
 __all__ = [
+    "BaseCallback",
     "ConfigError",
     "GradientEstimator",
+    "LoggerCallback",
     "Model",
     "NonFiniteError",
     "NotPositiveDefiniteError",
@@ -31,11 +38,14 @@ __all__ = [
     "NumericalWarning",
     "OptEx",
     "OptExError",
+    "OptunaPruningCallback",
     "PerformanceWarning",
     "ResumeWarning",
     "RunFolderError",
+    "StopTrainingOnRewardThreshold",
     "TrainConfig",
     "TrainResult",
+    "WandbCallback",
     "__version__",
     "load",
     "plot",

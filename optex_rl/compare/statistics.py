@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..common.errors import ConfigError
+from ..runner.callbacks import held as held
+from ..runner.callbacks import reached_at as reached_at
 
 try:
     from scipy.integrate import trapezoid
@@ -107,19 +109,6 @@ def stratified_interval(
 def area(curve: Curve) -> float:
     """Mean return over the sequential iterations of a run: the area under its curve, divided by its length."""
     return float(trapezoid(curve.returns, curve.iterations)) / curve.iterations[-1]
-
-
-def reached_at(returns: Sequence[float], threshold: float) -> int | None:
-    """Index of the evaluation at which the threshold is reached, as this module defines it; None if it never is."""
-    following = [*returns[1:], returns[-1]]
-    means = ((now + then) / 2 for now, then in zip(returns, following, strict=True))
-    return next((k for k, mean in enumerate(means) if mean >= threshold), None)
-
-
-def held(returns: Sequence[float], threshold: float) -> bool:
-    """Whether a run that is still going on has reached the threshold: by two evaluations, not by its last alone."""
-    index = reached_at(returns, threshold)
-    return index is not None and index < len(returns) - 1
 
 
 def tuning_score(curves: Sequence[Curve], threshold: float) -> tuple[float, float]:

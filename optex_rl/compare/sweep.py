@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import torch
-from tqdm import tqdm
 
 from ..common.errors import ConfigError, OptExError, RunFolderError
 from ..common.validation import check_at_least, check_between
 from ..runner.folder import locked
+from ..runner.log import progress_bar
 from ..runner.signals import StopRequest, stop_on_interrupt
 from ..training.config import TrainConfig
 from ..training.rollouts.evaluator import keep_freed_memory
@@ -172,7 +172,7 @@ def run_sweep(sweep: Sweep) -> StopRequest:
     with (
         locked(sweep.folder),
         stop_on_interrupt() as stop,
-        tqdm(unit="run", disable=not sweep.progress_bar, dynamic_ncols=True, bar_format=BAR) as bar,
+        progress_bar(sweep.progress_bar, unit="run", dynamic_ncols=True, bar_format=BAR) as bar,
         ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool,
     ):
         runner = Runner(sweep, pool, bar, workers)

@@ -1,16 +1,19 @@
-"""What a run reports: progress.csv, TensorBoard events and a progress bar, all against sequential iterations."""
+"""What a run reports: progress.csv, TensorBoard events and its progress, all against sequential iterations."""
 
 from __future__ import annotations
 
 import csv
+import io
+import logging
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..common.errors import RunFolderError
 from ..common.storage import read_regular, write_atomically
@@ -21,6 +24,10 @@ COLUMNS: Final = (
     *("learning_rate", "policy_loss", "value_loss", "entropy", "explained_variance"),
     *("steps", "history", "cosine", "lengthscale", "noise", "variance", "dropped_points", "eval_return"),
 )
+
+LOG: Final = logging.getLogger("optex_rl")
+LINE_SECONDS: Final = 30.0  # between two lines of progress where no terminal shows a bar
+LINE: Final = "{percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 def column_of(tag: str) -> str:
@@ -126,11 +133,42 @@ class RunLog:
             self._events.close()
 
 
+def progress_bar(show: bool, **options: Any) -> Any:
+    """A bar of tqdm on a terminal or in a notebook; elsewhere a line every `LINE_SECONDS`, in the log if that is on.
+
+    Args:
+        show: whether to show any of it.
+        **options: those of ``tqdm.tqdm``.
+    """
+    if show and not _shows_bars():
+        seconds: dict[str, Any] = {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS, "miniters": 1}
+        options |= {"file": _Lines(), "bar_format": LINE, "dynamic_ncols": False, **seconds}
+    return tqdm(disable=not show, **options)
+
+
+def _shows_bars() -> bool:
+    """Whether standard error is a terminal, or tqdm shows its bars in a notebook."""
+    in_notebook = any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__)
+    return in_notebook or (sys.stderr is not None and sys.stderr.isatty())
+
+
+class _Lines(io.TextIOBase):
+    """A file for tqdm whose every update is a line of the log, or of standard error if the log is silent."""
+
+    def write(self, text: str) -> int:
+        line = text.strip()
+        if line and LOG.isEnabledFor(logging.INFO):
+            LOG.info("%s", line)
+        elif line and sys.stderr is not None:
+            print(line, file=sys.stderr, flush=True)
+        return len(text)
+
+
 class ProgressBar:
     """Progress, return, steps per second and time left, on standard error."""
 
     def __init__(self, total: int, *, initial: int = 0, show: bool = True) -> None:
-        self._bar = tqdm(total=total, initial=initial, disable=not show, unit="it", dynamic_ncols=True)
+        self._bar = progress_bar(show, total=total, initial=initial, unit="it", dynamic_ncols=True)
 
     def update(self, metrics: Mapping[str, float]) -> None:
         """One iteration more."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,9 @@ from ..common.storage import load_checkpoint, must_fit, read_regular
 from ..training import EvaluatorFactory, Trainer, fuse
 from ..training.config import TrainConfig, load_config
 from ..training.rollouts.normalization import Normalizer
+from .callbacks import BaseCallback, Run, check_callbacks
 from .folder import check_shared_options, locked, make_run_folder
-from .log import ProgressBar
+from .log import LOG, ProgressBar
 from .recorder import Recorder
 from .restore import restore, total_iterations
 from .signals import StopRequest, stop_on_interrupt
@@ -33,11 +35,12 @@ class TrainResult:
         normalizer: the statistics that the policy is used with, see `evaluate_policy`.
         run_dir: the run folder, or None if nothing was written.
         backend: what steps the environments.
-        interrupted: whether training was stopped before its last iteration.
+        interrupted: whether a signal stopped training before its last iteration.
         rows: the metrics of each iteration of this call by TensorBoard tag; those before a resumption are in
             progress.csv.
         iterations: sequential iterations done, those before a resumption included.
         signal: number of the signal that stopped it, or None.
+        stopped_by: name of the callback that stopped it before its last iteration, or None.
         saving: seconds of this call spent on writing checkpoint.pt and best_model.pt.
     """
 
@@ -49,6 +52,7 @@ class TrainResult:
     rows: list[dict[str, float]] = field(default_factory=list)
     iterations: int = 0
     signal: int | None = None
+    stopped_by: str | None = None
     saving: float = 0.0
 
 
@@ -57,6 +61,7 @@ def train(
     policy: nn.Module | None = None,
     agent: Agent | None = None,
     evaluator: EvaluatorFactory = fuse,
+    callbacks: Sequence[BaseCallback] = (),
 ) -> TrainResult:
     """Train a policy and write its run folder.
 
@@ -70,12 +75,14 @@ def train(
             `MlpPolicy`.
         agent: a custom agent, in place of ``config.algo``.
         evaluator: makes a custom evaluator, from the arguments of `fuse`.
+        callbacks: see `optex_rl.BaseCallback`; they may stop the run.
 
     Raises:
         ConfigError: an option, the task or its spaces cannot be used; no run folder is made then.
         RunFolderError: the run folder exists or cannot be written.
         NumericalError: more than ``max_bad_iterations`` bad iterations in a row.
     """
+    check_callbacks(callbacks)
     with ExitStack() as stack:
         trainer = Trainer(config, policy, agent, evaluator)
         stack.callback(trainer.close)
@@ -85,7 +92,7 @@ def train(
         recorder = Recorder(trainer, run_dir)
         stack.callback(recorder.close)
         recorder.begin()
-        return _loop(trainer, recorder)
+        return _loop(trainer, recorder, callbacks)
 
 
 def resume(
@@ -94,6 +101,7 @@ def resume(
     policy: nn.Module | str | None = None,
     agent: Agent | None = None,
     evaluator: EvaluatorFactory = fuse,
+    callbacks: Sequence[BaseCallback] = (),
     *,
     trust: bool = False,
 ) -> TrainResult:
@@ -108,6 +116,7 @@ def resume(
             falls to zero at the new number.
         policy, agent, evaluator: the custom ones that the run was started with, if any; the policy may be the
             "module:factory" that makes it, and is not needed if the options of the run name it.
+        callbacks: as for `train`.
         trust: whether to run code that the options of the run name, as for `optex_rl.load`.
 
     Raises:
@@ -120,6 +129,7 @@ def resume(
     """
     run_dir = Path(run_dir)
     path = run_dir / "checkpoint.pt"
+    check_callbacks(callbacks)
     with ExitStack() as stack:
         _check_run_folder(run_dir)
         stack.enter_context(locked(run_dir))
@@ -144,7 +154,7 @@ def resume(
         recorder.begin()
         if total != config.iterations:  # after the checkpoint, which decides where the two differ
             trainer.config.save(run_dir / "config.yml")
-        return _loop(trainer, recorder)
+        return _loop(trainer, recorder, callbacks)
 
 
 def _check_run_folder(run_dir: Path) -> None:
@@ -176,32 +186,61 @@ def _result(trainer: Trainer, run_dir: Path | None) -> TrainResult:
     return TrainResult(trainer.policy, evaluator.normalizer, run_dir, backend, iterations=trainer.iteration)
 
 
-def _loop(trainer: Trainer, recorder: Recorder) -> TrainResult:
-    """Iterate to the end or to a signal, and save."""
-    result = _result(trainer, recorder.run_dir)
+def _loop(trainer: Trainer, recorder: Recorder, callbacks: Sequence[BaseCallback]) -> TrainResult:
+    """Iterate to the end, to a signal or to a callback's stop, and save."""
+    result, run = _result(trainer, recorder.run_dir), Run(trainer, recorder.run_dir)
     bar = ProgressBar(trainer.config.iterations, initial=trainer.iteration, show=trainer.config.progress_bar)
     with ExitStack() as stack:
         stack.callback(bar.close)
         stop = stack.enter_context(stop_on_interrupt())
+        for callback in callbacks:
+            callback.on_training_start(run)
         try:
-            _iterate(trainer, recorder, result, bar, stop)
+            _iterate(run, recorder, result, bar, stop, callbacks)
         except NumericalError:
             recorder.save()
             raise
         recorder.finish()
-    result.iterations = trainer.iteration
-    result.interrupted = trainer.iteration < trainer.config.iterations
-    result.signal, result.saving = stop.number, recorder.saving
+        result.iterations = trainer.iteration
+        result.interrupted = trainer.iteration < trainer.config.iterations and result.stopped_by is None
+        result.signal, result.saving = stop.number, recorder.saving
+        for callback in callbacks:
+            callback.on_training_end(run)
     return result
 
 
-def _iterate(trainer: Trainer, recorder: Recorder, result: TrainResult, bar: ProgressBar, stop: StopRequest) -> None:
-    while trainer.iteration < trainer.config.iterations and not stop.requested:
-        metrics = trainer.iterate()
-        if trainer.evaluation_due():
-            metrics["eval/mean_reward"] = recorder.keep_best()
+def _iterate(
+    run: Run,
+    recorder: Recorder,
+    result: TrainResult,
+    bar: ProgressBar,
+    stop: StopRequest,
+    callbacks: Sequence[BaseCallback],
+) -> None:
+    trainer = run.trainer
+    while trainer.iteration < trainer.config.iterations and not stop.requested and result.stopped_by is None:
+        run.metrics = trainer.iterate()
+        is_evaluated = trainer.evaluation_due()
+        if is_evaluated:
+            run.metrics["eval/mean_reward"] = recorder.keep_best()
+            LOG.info("iteration %d: evaluation return %.1f", trainer.iteration, run.metrics["eval/mean_reward"])
         elapsed = recorder.elapsed()
-        metrics |= {"time/wall_time": elapsed, "time/fps": trainer.env_steps / elapsed}
-        result.rows.append(metrics)
-        bar.update(metrics)
-        recorder.write(metrics)
+        run.metrics |= {"time/wall_time": elapsed, "time/fps": trainer.env_steps / elapsed}
+        with recorder.writing(run.metrics):
+            result.stopped_by = _call(callbacks, run, is_evaluated)
+        result.rows.append(run.metrics)
+        bar.update(run.metrics)
+
+
+def _call(callbacks: Sequence[BaseCallback], run: Run, is_evaluated: bool) -> str | None:
+    """Call the hooks of an iteration; returns the name of the first callback that stops the run before its end."""
+    stopping = None
+    for callback in callbacks:
+        answers = [callback.on_evaluation(run)] if is_evaluated else []
+        answers.append(callback.on_step(run))
+        if stopping is None and any(answer is False for answer in answers):
+            stopping = type(callback).__name__
+    if stopping is None or run.iteration == run.config.iterations:
+        return None
+    LOG.info("iteration %d: stopped by %s", run.iteration, stopping)
+    return stopping

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,6 +53,17 @@ class Recorder:
         late = time.perf_counter() - self._saved_at > MOST_SECONDS
         if frequency and (late or self.trainer.iteration % frequency == 0):
             self.save()
+
+    @contextmanager
+    def writing(self, metrics: dict[str, float]) -> Iterator[None]:
+        """A block that may add to the metrics of an iteration, which are then logged; if it fails, all is saved."""
+        try:
+            yield
+        except Exception:
+            self.write(metrics)
+            self.finish()
+            raise
+        self.write(metrics)
 
     def finish(self) -> None:
         """Save where the run is, unless that is saved already."""
