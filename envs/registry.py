@@ -56,13 +56,18 @@ def register(task: BatchTask) -> BatchTask:
     if not (isinstance(task, type) and issubclass(task, NativeVectorEnv)):
         raise ConfigError(f"register needs a subclass of NativeVectorEnv, got {task!r}.")
     spec = _spec_of(task)
-    known = NATIVE.get(spec.id)
-    again = known is not None and (known.__module__, known.__qualname__) == (task.__module__, task.__qualname__)
-    if spec.id in gymnasium.registry and not again:
+    if spec.id in gymnasium.registry and not _is_loaded_again(task, NATIVE.get(spec.id)):
         raise ConfigError(f"{task.__name__}.env_id must be new, and {spec.id!r} is taken.")
     gymnasium.registry[spec.id] = spec
     NATIVE[spec.id] = task
     return task
+
+
+def _is_loaded_again(task: type[NativeVectorEnv], known: type[NativeVectorEnv] | None) -> bool:
+    """Whether a class is the ``known`` one of a module that was reloaded, or that is also the program itself."""
+    if known is None or known.__qualname__ != task.__qualname__:
+        return False
+    return known.__module__ == task.__module__ or "__main__" in (known.__module__, task.__module__)
 
 
 def find_task(env: str | EnvFactory) -> Task:
