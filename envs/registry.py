@@ -56,7 +56,7 @@ def register(task: BatchTask) -> BatchTask:
     if not (isinstance(task, type) and issubclass(task, NativeVectorEnv)):
         raise ConfigError(f"register needs a subclass of NativeVectorEnv, got {task!r}.")
     spec = _spec_of(task)
-    if spec.id in gymnasium.registry and not _is_loaded_again(task, NATIVE.get(spec.id)):
+    if (spec.id in gymnasium.registry or spec.id in NATIVE) and not _is_loaded_again(task, NATIVE.get(spec.id)):
         raise ConfigError(f"{task.__name__}.env_id must be new, and {spec.id!r} is taken.")
     gymnasium.registry[spec.id] = spec
     NATIVE[spec.id] = task

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 PAGE = Path(__file__).parents[1] / "docs" / "custom-tasks.md"
-NAMES = ("catch.py", "begin.py", "go_on.py")
+NAMES = ("basket.py", "begin.py", "go_on.py")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def afternoon(tmp_path: Path) -> Path:
 def test_an_afternoon(afternoon: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     begin = subprocess.Popen([sys.executable, "begin.py"], cwd=afternoon, env=environment, stderr=subprocess.PIPE)
-    progress, checkpoint = afternoon / "runs/catch/progress.csv", afternoon / "runs/catch/checkpoint.pt"
+    progress, checkpoint = afternoon / "runs/basket/progress.csv", afternoon / "runs/basket/checkpoint.pt"
     with begin:
         while not (progress.exists() and progress.read_bytes().count(b"\n") > 7):
             assert begin.poll() is None, begin.stderr and begin.stderr.read().decode()
@@ -43,8 +43,8 @@ def test_an_afternoon(afternoon: Path) -> None:
     assert begin.returncode == -signal.SIGKILL
     killed_at = torch.load(checkpoint, weights_only=True)["iteration"]
     assert 5 <= killed_at < 300
-    options = yaml.safe_load((afternoon / "runs/catch/config.yml").read_text())
-    assert (options["env"], options["policy"]) == ("catch:Catch", "catch:ConvNet")
+    options = yaml.safe_load((afternoon / "runs/basket/config.yml").read_text())
+    assert (options["env"], options["policy"]) == ("basket:Basket", "basket:ConvNet")
     go_on = [sys.executable, "-W", "error", "go_on.py"]
     out = subprocess.run(go_on, cwd=afternoon, env=environment, check=True, capture_output=True, text=True).stdout
     found = re.fullmatch(r"(\d+) iterations, mean return (\S+)\n", out)
@@ -52,7 +52,7 @@ def test_an_afternoon(afternoon: Path) -> None:
     assert killed_at < int(found[1]) < 300
     assert float(found[2]) > 0.85
     assert len(progress.read_text().splitlines()) == 1 + int(found[1])
-    assert (afternoon / "catch.pt2").stat().st_size > 1000
+    assert (afternoon / "basket.pt2").stat().st_size > 1000
 
 
 def test_the_other_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
