@@ -173,8 +173,30 @@ def test_wrap_refuses_what_is_no_optimizer_instance() -> None:
         ConfigError, match=r"wrap needs a torch\.optim\.Optimizer instance, got <class 'torch\.optim\.adam"
     ):
         OptEx.wrap(torch.optim.Adam)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="unexpected keyword argument 'paralelism'"):
-        OptEx.wrap(torch.optim.SGD([Parameter(torch.ones(3))]), paralelism=2)
+
+
+def test_unknown_arguments_say_where_those_of_the_base_belong() -> None:
+    parameters = [Parameter(torch.ones(3))]
+    hint = "arguments of the base optimizer go into base_kwargs, as in base_kwargs={'betas': …}"
+    with with_message(f"OptEx has no argument 'betas': {hint}"):
+        OptEx(parameters, betas=(0.9, 0.99))  # type: ignore[arg-type]
+    typo = "OptEx has no argument 'paralelism': did you mean 'parallelism'?"
+    with with_message(typo):
+        OptEx(parameters, paralelism=2)  # type: ignore[arg-type]
+    with with_message(
+        "OptEx has no argument 'betas': arguments of the base optimizer go into the optimizer that is wrapped"
+    ):
+        OptEx.wrap(torch.optim.Adam(parameters), betas=(0.9, 0.99))
+    with with_message(typo):
+        OptEx.wrap(torch.optim.SGD(parameters), paralelism=2)
+
+
+def test_the_representation_says_what_is_wrapped() -> None:
+    parameters = [Parameter(torch.ones(3))]
+    shown = repr(OptEx(parameters, lr=0.25, base="nadam", parallelism=3))
+    assert shown.startswith("OptEx (base: NAdam, parallelism: 3\nParameter Group 0\n")
+    assert "    lr: 0.25\n" in shown
+    assert repr(OptEx.wrap(torch.optim.SGD(parameters), parallelism=1)).startswith("OptEx (base: SGD, parallelism: 1\n")
 
 
 def test_wrap_refuses_bases_that_need_a_closure() -> None:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ..bases import make_base
 from ..common.errors import ConfigError
 from .engine import Engine
-from .options import OptExOptions
+from .options import OptExOptions, refuse_unknown
 
 
 class OptEx(Optimizer):
@@ -91,7 +91,9 @@ class OptEx(Optimizer):
         predictor: str = OptExOptions.predictor,
         without_closure: str = OptExOptions.without_closure,
         max_grad_norm: float | None = OptExOptions.max_grad_norm,
+        **unknown: NoReturn,
     ) -> None:
+        refuse_unknown(unknown, f"base_kwargs, as in base_kwargs={{{', '.join(f'{name!r}: …' for name in unknown)}}}")
         options = OptExOptions(
             parallelism=parallelism,
             history_size=history_size,
@@ -120,6 +122,7 @@ class OptEx(Optimizer):
         """
         if not isinstance(optimizer, Optimizer):
             raise ConfigError(f"wrap needs a torch.optim.Optimizer instance, got {optimizer!r}")
+        refuse_unknown(options.keys() - OptExOptions.__dataclass_fields__, "the optimizer that is wrapped")
         wrapper = cls.__new__(cls)
         wrapper._setup(optimizer, OptExOptions(**options))
         return wrapper
@@ -132,6 +135,11 @@ class OptEx(Optimizer):
         self._engine = Engine(base, options)
         # Gives the wrapper hooks of its own; Optimizer.__init__ would wipe the groups and the state of the base.
         super().__setstate__({})
+
+    def __repr__(self) -> str:
+        name = f"{type(self).__name__} ("
+        described = f"{name}base: {type(self.base).__name__}, parallelism: {self.options.parallelism}"
+        return described + super().__repr__().removeprefix(name)
 
     @property
     def base(self) -> Optimizer:

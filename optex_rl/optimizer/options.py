@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -59,3 +62,17 @@ class OptExOptions:
         """The options of the predictor; only the posterior has hyperparameters."""
         fitted = ("kernel", "lengthscale", "noise") if self.predictor == "posterior" else ()
         return {name: getattr(self, name) for name in ("history_size", *fitted)}
+
+
+def refuse_unknown(names: Iterable[str], where: str) -> None:
+    """Raise a ConfigError if there are arguments that OptEx does not have: most are of the base optimizer.
+
+    Args:
+        names: the arguments.
+        where: what those of the base go into.
+    """
+    known = [spec.name for spec in dataclasses.fields(OptExOptions)]
+    for name in names:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"arguments of the base optimizer go into {where}"
+        raise ConfigError(f"OptEx has no argument {name!r}: {hint}")
