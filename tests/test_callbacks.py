@@ -229,12 +229,12 @@ def test_optuna_prunes(threshold: float, pruned: bool, tmp_path: Path) -> None:
     """A pruner that stops whatever is below a threshold, from the second evaluation on."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruner = optuna.pruners.ThresholdPruner(lower=threshold, n_warmup_steps=3)
-    study = optuna.create_study(direction="maximize", pruner=pruner)
+    study, diary = optuna.create_study(direction="maximize", pruner=pruner), Diary()
 
     def objective(trial: optuna.Trial) -> float:
         rate = trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)
         options = {"logdir": str(tmp_path), "run_name": "run", "learning_rate": rate}
-        result = train(config(**options), callbacks=[OptunaPruningCallback(trial)])
+        result = train(config(**options), callbacks=[OptunaPruningCallback(trial), diary])
         return result.rows[-1]["eval/mean_reward"]
 
     study.optimize(objective, n_trials=1)
@@ -242,6 +242,7 @@ def test_optuna_prunes(threshold: float, pruned: bool, tmp_path: Path) -> None:
     assert trial.state == (optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.COMPLETE)
     assert list(trial.intermediate_values) == ([2, 4] if pruned else [2, 4, 5])
     assert load(tmp_path / "run").iteration == (4 if pruned else 5)
+    assert diary.calls[-1] == ("end", 4 if pruned else 5)
 
 
 def test_a_log_that_is_no_terminal_gets_lines(
@@ -257,6 +258,20 @@ def test_a_log_that_is_no_terminal_gets_lines(
     assert len(lines) >= 5
     assert lines[-1].startswith("100% 5/5 [")
     assert all("% " in line and ", return " in line and line.endswith("steps/s]") for line in lines[1:])
+
+
+def test_what_has_no_end_yet_gets_lines_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "LINE_SECONDS", 0.0)
+    with log.progress_bar(True, unit="run", bar_format="{bar}", dynamic_ncols=True) as bar:  # as of a comparison
+        bar.set_postfix_str("ends about 17:05")
+        bar.update()
+        bar.total = 2
+        bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert (lines[0][:6], lines[-1][:8]) == ("0% 0/?", "100% 2/2")
+    assert ", ends about 17:05]" in lines[-1]
 
 
 def test_a_program_that_keeps_a_log_has_them_there(

@@ -204,8 +204,9 @@ def _loop(trainer: Trainer, recorder: Recorder, callbacks: Sequence[BaseCallback
         result.iterations = trainer.iteration
         result.interrupted = trainer.iteration < trainer.config.iterations and result.stopped_by is None
         result.signal, result.saving = stop.number, recorder.saving
-        for callback in callbacks:
-            callback.on_training_end(run)
+        with ExitStack() as ending:  # which calls all of them, whatever one raises
+            for callback in reversed(callbacks):
+                ending.callback(callback.on_training_end, run)
     return result
 
 
