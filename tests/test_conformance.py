@@ -295,7 +295,9 @@ def test_loading_goes_back_to_where_it_was_saved(case: Case, N: int) -> None:
 @every_case
 def test_repr_names_the_groups(case: Case, N: int) -> None:
     _, optimizer = started(case, N, steps=0)
-    assert repr(optimizer).startswith("OptEx (\nParameter Group 0")
+    base = type(optimizer.base).__name__
+    start = f"OptEx (base: {base}, parallelism: {optimizer.options.parallelism}\nParameter Group 0"
+    assert repr(optimizer).startswith(start)
     assert "Parameter Group 1" in repr(optimizer)
 
 
