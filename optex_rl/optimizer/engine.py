@@ -106,6 +106,20 @@ class Engine:
             raise ConfigError("the parameters were moved since ask(): ask() again, or tell with move=False")
         return self.proposal
 
+    def base_step(self, closure: Callable[[], Any] | None) -> Any:
+        """The base's own step, with clipping between its closure and its update."""
+        base = self.base
+        if closure is None:
+            base.clip()
+            return base.base.step()
+
+        def clipped() -> Any:
+            loss = closure()
+            base.clip()
+            return loss
+
+        return base.base.step(clipped)
+
     def evaluate(self, closure: Callable[[], Any]) -> Any:
         """One iteration, ``closure`` evaluated at one point after the other; returns its result at the iterate."""
         points = self.ask()

@@ -244,26 +244,12 @@ class OptEx(Optimizer):
             NonFiniteError: a gradient, a loss or a new parameter is NaN or infinite; the parameters are at the iterate.
         """
         if self.options.parallelism == 1:
-            return self._base_step(closure)
+            return self._engine.base_step(closure)
         if closure is not None:
             return self._engine.evaluate(torch.enable_grad()(closure))
         if self.options.without_closure == "emulate":
             return self._engine.emulate()
         return self._engine.extrapolate()
-
-    def _base_step(self, closure: Callable[[], Any] | None) -> Any:
-        """The base's own step, with clipping between its closure and its update."""
-        base = self._engine.base
-        if closure is None:
-            base.clip()
-            return base.base.step()
-
-        def clipped() -> Any:
-            loss = closure()
-            base.clip()
-            return loss
-
-        return base.base.step(clipped)
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state dictionary with one more entry, ``"optex"``: history and iteration under way.
