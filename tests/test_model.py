@@ -210,7 +210,7 @@ def test_a_network_of_ones_own_by_name(
 ) -> None:
     """`--policy module:factory` of train is recorded; evaluate and resume take it, too, if the run does not name it."""
     name = f"{importable}:network"
-    sizes = ["--n-envs", "2", "--n-steps", "16", "--iterations", "2", "--eval-freq", "0", "--no-progress-bar"]
+    sizes = ["--n-envs", "2", "--n-steps", "16", "--iterations", "2", "--eval-freq", "0", "--n-critic-updates", "0"]
     arguments = ["train", *sizes, "--logdir", str(tmp_path), "--run-name", "named", "--policy", name]
     assert main(arguments) == 0
     before = torch.get_rng_state()
