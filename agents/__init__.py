@@ -13,15 +13,21 @@ from .interface import AgentLosses as AgentLosses
 from .interface import Batch as Batch
 from .interface import Iterate as Iterate
 from .interface import Update as Update
+from .networks.cnn import CnnPolicy as CnnPolicy
+from .networks.discrete import Bernoulli as Bernoulli
+from .networks.discrete import Categorical as Categorical
+from .networks.discrete import MultiCategorical as MultiCategorical
 from .networks.distributions import ActionDistribution as ActionDistribution
-from .networks.distributions import Categorical as Categorical
-from .networks.distributions import DiagonalGaussian as DiagonalGaussian
 from .networks.distributions import make_distribution as make_distribution
+from .networks.gaussian import DiagonalGaussian as DiagonalGaussian
+from .networks.gaussian import SquashedGaussian as SquashedGaussian
 from .networks.mlp import ActorCriticPolicy as ActorCriticPolicy
 from .networks.mlp import MlpPolicy as MlpPolicy
-from .networks.mlp import encode_observations as encode_observations
-from .networks.mlp import observation_size as observation_size
-from .networks.mlp import sample_observations as sample_observations
+from .networks.observations import ObservationLayout as ObservationLayout
+from .networks.observations import decode_observations as decode_observations
+from .networks.observations import encode_observations as encode_observations
+from .networks.observations import observation_size as observation_size
+from .networks.observations import sample_observations as sample_observations
 from .networks.stacked import BoundPolicy as BoundPolicy
 from .networks.stacked import StackedPolicy as StackedPolicy
 from .ppo import PPO as PPO
@@ -38,16 +44,22 @@ __all__ = [
     "Agent",
     "AgentLosses",
     "Batch",
+    "Bernoulli",
     "BoundPolicy",
     "Categorical",
+    "CnnPolicy",
     "DiagonalGaussian",
     "Iterate",
     "MlpPolicy",
+    "MultiCategorical",
+    "ObservationLayout",
     "Reinforce",
     "Rows",
+    "SquashedGaussian",
     "StackedPolicy",
     "Update",
     "agent_options",
+    "decode_observations",
     "encode_observations",
     "make_agent",
     "make_distribution",

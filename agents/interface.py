@@ -1,7 +1,7 @@
 """The interface of agents: experience, losses, and what moves the iterate.
 
-Axes: N points (parameter sets), T steps, E environments per point, O observation features, m components of a
-continuous action, K rows whose successor observation is not the next row.
+Axes: N points (parameter sets), T steps, E environments per point, O entries of an observation's row, m components of
+an action that has several, K rows whose successor observation is not the next row.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class Batch(NamedTuple):
     """One window of experience of every point, collected with that point's own parameters.
 
     Attributes:
-        obs: [N, T, E, O], float32; what the actor acted on.
-        actions: [N, T, E] int64 or [N, T, E, m] float32; as sampled, before clipping and offsets.
+        obs: [N, T, E, O], what the actor acted on; float32, or uint8 where there are images, see `ObservationLayout`.
+        actions: [N, T, E] or [N, T, E, m] int64, or [N, T, E, m] float32; as sampled, before clipping and offsets.
         rewards: [N, T, E], float32.
         terminated: [N, T, E], bool; ended by the task's rules.
         truncated: [N, T, E], bool; ended by a time limit. Where both are set the episode has terminated.
-        final_obs: [N, K, O], float32; successor observations that are not the next row, 0 in padding entries.
+        final_obs: [N, K, O], as `obs`; successor observations that are not the next row, 0 in padding entries.
         final_index: [N, K], int64; the flat rows t·E + e they belong to: every row that is truncated and not
             terminated, and the last step of every environment that did not end there; −1 in padding entries.
     """

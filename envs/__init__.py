@@ -1,4 +1,4 @@
-"""Vector environments: `make_vec`, and five classic-control tasks that NumPy steps as one batch.
+"""Vector environments: `make_vec`, and six small tasks that NumPy steps as one batch.
 
 Importing this package registers the native tasks with Gymnasium under names of their own, `optex_rl/CartPole-v1` and so
 on, for `gymnasium.make_vec(..., vectorization_mode="vector_entry_point")`. Nothing else in the registry is touched.
@@ -6,6 +6,8 @@ on, for `gymnasium.make_vec(..., vectorization_mode="vector_entry_point")`. Noth
 
 from .acrobot import Acrobot
 from .cartpole import CartPole
+from .catch import Catch
+from .frame_stack import FrameStack
 from .mountain_car import MountainCar, MountainCarContinuous
 from .native import NativeVectorEnv
 from .pendulum import Pendulum
@@ -16,7 +18,9 @@ __all__ = [
     "NATIVE",
     "Acrobot",
     "CartPole",
+    "Catch",
     "EnvFactory",
+    "FrameStack",
     "MountainCar",
     "MountainCarContinuous",
     "NativeVectorEnv",

@@ -17,7 +17,7 @@ from ..common.errors import ConfigError
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
-Observations = npt.NDArray[np.float32]
+Observations = npt.NDArray[np.float32 | np.uint8]
 Options = Mapping[str, Any]
 Seed = int | Sequence[int] | None
 

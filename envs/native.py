@@ -48,12 +48,12 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
         render_mode: "rgb_array", or None where nothing is drawn.
         seed: used by the first `reset` that gets none.
 
-    `step` returns observations float32 [E, obs], rewards float64 [E], terminated bool [E], truncated bool [E], infos;
-    both flags are true where an episode terminates on its last allowed step. A new episode starts in the step in which
-    one ends. The infos are empty unless some episode ended; then `infos["final_obs"]` float32 [E, obs] holds what the
-    step led to before any reset (rows of running episodes equal the observations), `infos["episode"]` the returns "r"
-    and lengths "l" [E] of the ended episodes, 0 elsewhere (no "t": wall-clock time has no meaning for one row of a
-    batch), and `infos["_final_obs"]`, `infos["_episode"]` bool [E] say which ended. All arrays are fresh.
+    `step` returns observations [E, obs] (float32, images uint8), rewards float64 [E], terminated bool [E], truncated
+    bool [E], infos; both flags are true where an episode terminates on its last allowed step. A new episode starts in
+    the step in which one ends. The infos are empty unless some episode ended; then `infos["final_obs"]` [E, obs] holds
+    what the step led to before any reset (rows of running episodes equal the observations), `infos["episode"]` the
+    returns "r" and lengths "l" [E] of the ended episodes, 0 elsewhere (no "t": wall-clock time has no meaning for one
+    row of a batch), and `infos["_final_obs"]`, `infos["_episode"]` bool [E] say which ended. All arrays are fresh.
 
     `state` float64 [E, ...] has the layout of `unwrapped.state` of Gymnasium's scalar environment; rows may be written.
 
@@ -115,7 +115,7 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
 
     @abstractmethod
     def observe(self, state: FloatArray) -> Observations:
-        """Return what is seen of states [count, ...], as a new float32 array [count, obs]."""
+        """Return what is seen of states [count, ...], as a new array [count, obs], float32 or uint8."""
 
     @property
     def elapsed_steps(self) -> IntArray:
@@ -126,7 +126,7 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
         """Start new episodes everywhere, or where `options["reset_mask"]` bool [E] says.
 
         `seed` renews all generators, also under a mask. Other options: see the task's class; they hold for this reset
-        only. Returns the observations float32 [E, obs] of all sub-environments and empty infos.
+        only. Returns the observations [E, obs] of all sub-environments and empty infos.
         Raises ConfigError for unusable seeds and options, gymnasium.error.ResetNeeded if the first reset is partial.
         """
         options = {} if options is None else options
@@ -165,7 +165,7 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
         return self._restart(ended, observations), rewards, terminated, truncated, infos
 
     def render(self) -> tuple[Any, ...]:
-        """Draw sub-environment 0 with Gymnasium's renderer: a tuple of one uint8 array [height, width, 3].
+        """Draw sub-environment 0: a tuple of one uint8 array [height, width, 3].
 
         A task that Gymnasium does not have draws itself in a method of its own. Raises ConfigError if it does not, and
         without render_mode="rgb_array"; gymnasium.error.ResetNeeded before the first reset.
@@ -174,14 +174,18 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
             raise ConfigError("render() needs an environment made with render_mode='rgb_array'.")
         if not self._ready:
             raise ResetNeeded("call reset before render.")
+        return (self.draw(self.state[0].copy()),)
+
+    def draw(self, state: FloatArray) -> Any:
+        """Image of one state, uint8 [height, width, 3]; by default Gymnasium's of the same task."""
         spec = gymnasium.registry.get(self.env_id)
         if spec is None or spec.entry_point is None:
-            raise ConfigError(f"{self.env_id} does not draw itself: its class has no method render().")
+            raise ConfigError(f"{self.env_id} does not draw itself: its class has no method draw() or render().")
         if self._renderer is None:
             self._renderer = gymnasium.make(self.env_id, render_mode=self.render_mode).unwrapped
             self._renderer.reset()
-        self._renderer.state = self.state[0].copy()
-        return (self._renderer.render(),)
+        self._renderer.state = state
+        return self._renderer.render()
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the renderer, if one was made."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import gymnasium
@@ -13,9 +14,11 @@ from ..common.errors import ConfigError
 from ..common.imports import find_named, import_named, name_of
 from .acrobot import Acrobot
 from .cartpole import CartPole
+from .catch import Catch
 from .mountain_car import MountainCar, MountainCarContinuous
 from .native import NativeVectorEnv
 from .pendulum import Pendulum
+from .single import SingleEnv
 
 SingleFactory: TypeAlias = Callable[..., gymnasium.Env[Any, Any]]
 EnvFactory: TypeAlias = SingleFactory | type[NativeVectorEnv]
@@ -23,7 +26,7 @@ BatchTask = TypeVar("BatchTask", bound=type[NativeVectorEnv])
 
 NAMESPACE = "optex_rl/"
 NATIVE: dict[str, type[NativeVectorEnv]] = {
-    task.env_id: task for task in (CartPole, Acrobot, MountainCar, MountainCarContinuous, Pendulum)
+    task.env_id: task for task in (CartPole, Acrobot, MountainCar, MountainCarContinuous, Pendulum, Catch)
 }
 
 
@@ -98,6 +101,8 @@ def task_name(env: str | EnvFactory) -> str:
 def _find_by_name(env: str) -> Task:
     module, _, name = env.rpartition(":")
     imported = import_named(module, f"environment {env!r}") if module else None
+    if name in NATIVE and name not in gymnasium.registry:  # a task of ours that Gymnasium does not have
+        name = NAMESPACE + name
     if name in gymnasium.registry:
         spec = gymnasium.spec(name)
         return Task(name, NATIVE.get(name.removeprefix(NAMESPACE)), _maker(spec), spec)
@@ -133,14 +138,14 @@ def _spec_of(task: type[NativeVectorEnv]) -> EnvSpec:
 
 
 def register_native() -> None:
-    """Register `optex_rl/<id>` for every native task, unless done: Gymnasium's scalar class and our vector class."""
-    for task in (CartPole, Acrobot, MountainCar, MountainCarContinuous, Pendulum):
+    """Register `optex_rl/<id>` for every native task, unless done: our vector class, Gymnasium's scalar one or ours."""
+    for task in (CartPole, Acrobot, MountainCar, MountainCarContinuous, Pendulum, Catch):
         if NAMESPACE + task.env_id not in gymnasium.registry:
-            spec = gymnasium.spec(task.env_id)
+            known = gymnasium.registry.get(task.env_id)
             gymnasium.register(
                 NAMESPACE + task.env_id,
-                entry_point=spec.entry_point,
+                entry_point=known.entry_point if known else partial(SingleEnv, task),
                 vector_entry_point=f"{task.__module__}:{task.__name__}",
-                reward_threshold=spec.reward_threshold,
+                reward_threshold=known.reward_threshold if known else None,
                 max_episode_steps=task.default_max_episode_steps,
             )

@@ -34,6 +34,7 @@ from .checks import (
     check_seeds,
     ending_infos,
 )
+from .frame_stack import FrameStack
 from .registry import NATIVE, EnvFactory, Task, find_task
 
 Env = gymnasium.Env[Any, Any]
@@ -58,6 +59,7 @@ def make_vec(
     backend: str = "auto",
     render_mode: str | None = None,
     wrappers: Sequence[Wrapper] = (),
+    frame_stack: int = 1,
     **env_kwargs: Any,
 ) -> VectorEnv[Any, Any, npt.NDArray[Any]]:
     """Make E = `num_envs` copies of a task.
@@ -72,6 +74,7 @@ def make_vec(
             and there are at least `FEWEST_CORES` cores; else sync. `describe_backend` tells which was chosen.
         render_mode: as in Gymnasium. A native environment draws sub-environment 0 only.
         wrappers: put around each sub-environment, the first one innermost.
+        frame_stack: how many of the last observations are one, see `FrameStack`.
         env_kwargs: arguments of the task, and `max_episode_steps`.
 
     Raises ConfigError for an unknown id or argument, a package that is not installed and seeds that do not fit.
@@ -99,7 +102,7 @@ def make_vec(
         else:
             raise ConfigError(f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}.")
     env.spec = task.spec
-    return env
+    return env if frame_stack == 1 else FrameStack(env, frame_stack)
 
 
 def _make_single(task: Task, wrappers: Sequence[Wrapper], kwargs: dict[str, Any]) -> Env:

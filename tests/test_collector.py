@@ -98,7 +98,7 @@ def test_collection_goes_on_exactly_from_a_saved_state() -> None:
 def test_padding_worked_by_hand() -> None:
     # N = 2 points with E = 2: point 0 has rows (t=0, e=1) -> 1 and (t=3, e=0) -> 6; point 1 only (t=2, e=1) -> 5.
     obs = [np.full(3, value, np.float32) for value in (1.0, 2.0, 3.0)]
-    final_obs, final_index = pad_final([(0, 1, obs[0]), (2, 3, obs[1]), (3, 0, obs[2])], 2, 2, 3)
+    final_obs, final_index = pad_final([(0, 1, obs[0]), (2, 3, obs[1]), (3, 0, obs[2])], 2, 2, obs[0])
     assert final_index.tolist() == [[1, 6], [5, -1]]
     assert final_obs[:, :, 0].tolist() == [[1.0, 3.0], [2.0, 0.0]]
 

@@ -17,7 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optex_rl.common.errors import ConfigError
-from optex_rl.envs import NATIVE, CartPole, NativeVectorEnv, SameStepVectorEnv, describe_backend, make_vec, vector
+from optex_rl.envs import (
+    NATIVE,
+    CartPole,
+    Catch,
+    NativeVectorEnv,
+    SameStepVectorEnv,
+    describe_backend,
+    make_vec,
+    vector,
+)
 from optex_rl.envs.registry import register_native
 from optex_rl.envs.vector import expand_seeds
 
@@ -62,13 +71,21 @@ def _registered() -> Iterator[None]:
         del gymnasium.registry[f"OptexTest/{name}"]
 
 
-@pytest.mark.parametrize("env_id", NATIVE)
+@pytest.mark.parametrize("env_id", [env_id for env_id in NATIVE if env_id in gymnasium.registry])
 def test_native_tasks_are_native_by_default(env_id: str) -> None:
     env = make_vec(env_id, 4)
     assert type(env) is NATIVE[env_id]
     assert env.spec == gymnasium.spec(env_id)
     assert describe_backend(env) == f"4 x {env_id}: native, NumPy steps all of them as one batch"
     assert type(make_vec(f"optex_rl/{env_id}", 4)) is NATIVE[env_id]
+
+
+@pytest.mark.parametrize("env_id", ["Catch-v0", "optex_rl/Catch-v0"])
+def test_a_task_that_gymnasium_does_not_have(env_id: str) -> None:
+    env = make_vec(env_id, 4)
+    assert type(env) is Catch
+    assert describe_backend(env) == "4 x optex_rl/Catch-v0: native, NumPy steps all of them as one batch"
+    assert isinstance(make_vec(env_id, 4, backend="sync"), SameStepVectorEnv)
 
 
 def test_other_tasks_and_other_render_modes_are_gymnasiums() -> None:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from optex_rl.agents import MlpPolicy, StackedPolicy, encode_observations, observation_size
-from optex_rl.agents.networks.distributions import Categorical
+from optex_rl.agents import Categorical, MlpPolicy, StackedPolicy, encode_observations, observation_size
 from optex_rl.common.errors import ConfigError
 
 from .networks import SharedExtractor, points_around
@@ -216,11 +215,6 @@ def test_box_observations_are_flattened(shape: tuple[int, ...]) -> None:
     encoded = encode_observations(space, obs)
     assert encoded.dtype == np.float32
     assert np.array_equal(encoded, obs.reshape(5, 2, observation_size(space)).astype(np.float32))
-
-
-def test_other_observation_spaces_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^The observation space MultiBinary\(3\) is not supported: use Box or Disc"):
-        encode_observations(gymnasium.spaces.MultiBinary(3), np.zeros(3))
 
 
 def test_wrong_options_are_named() -> None:

@@ -69,6 +69,18 @@ def _unbind(tree: Rows) -> list[Any]:
     return [dict(zip(tree, values, strict=True)) for values in columns]
 
 
+def convolves_on_cpu(module: nn.Module) -> bool:
+    """Whether a pass for each point takes less time than one by vmap: with convolutions, on a CPU.
+
+    vmap makes one grouped convolution of N, which torch's CPU kernels take up to 2.2 times as long for
+    (``scripts/benchmark_cnn.py``). Not with buffers: N passes might change them N times.
+    """
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
+    convolves = any(isinstance(part, convolutions) for part in module.modules())
+    return on_cpu and convolves and not list(module.buffers())
+
+
 def find_obstacle(module: nn.Module, rows: Rows, name: str) -> str | None:
     """Why vmap cannot batch `module`, in torch's words; None if it can: found out by a trial at two points.
 

@@ -1,6 +1,7 @@
-"""Policies of one parameter set, as plain modules, and the observations as they take them.
+"""Policies of one parameter set, as plain modules: what they offer, and the one that is two MLPs.
 
-Axes: B batch rows, O observation features, A action-distribution inputs, m components of a continuous action.
+Axes: B batch rows, O entries of an observation's row, A action-distribution inputs, m components of a continuous
+action.
 """
 
 from __future__ import annotations
@@ -8,59 +9,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium
-import numpy as np
 import torch
-from gymnasium.vector.utils import batch_space
 from torch import Tensor, nn
 
 from ...common.errors import ConfigError
-from .distributions import ActionDistribution, Array, DiagonalGaussian, make_distribution
+from .distributions import ActionDistribution, make_distribution
+from .gaussian import DiagonalGaussian
+from .observations import ObservationLayout
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
-
-
-def observation_size(space: gymnasium.Space[Any]) -> int:
-    """O, the number of features that `encode_observations` makes of one observation.
-
-    Raises:
-        ConfigError: the space is neither Box nor Discrete.
-    """
-    if isinstance(space, gymnasium.spaces.Box):
-        return math.prod(space.shape)
-    if isinstance(space, gymnasium.spaces.Discrete):
-        return int(space.n)
-    raise ConfigError(f"The observation space {space} is not supported: use Box or Discrete.")
-
-
-def encode_observations(space: gymnasium.Space[Any], obs: Array) -> Array:
-    """Observations as the networks take them: Box flattened (values are not rescaled), Discrete one-hot.
-
-    Args:
-        space: the space of a single observation.
-        obs: [..., *space.shape].
-
-    Returns:
-        float32 [..., O]; of a float32 Box a view, not a copy.
-
-    Raises:
-        ConfigError: the space is neither Box nor Discrete.
-    """
-    size = observation_size(space)
-    if isinstance(space, gymnasium.spaces.Discrete):
-        first = int(space.start)
-        return np.equal(obs[..., None], np.arange(first, first + size)).astype(np.float32)
-    leading = obs.shape[: obs.ndim - len(space.shape or ())]
-    return obs.reshape((*leading, size)).astype(np.float32, copy=False)
-
-
-def sample_observations(space: gymnasium.Space[Any], rows: int, seed: int = 0) -> Any:
-    """``rows`` random observations of a space, as a vector environment returns them; `space` is not changed."""
-    batched = batch_space(space, rows)
-    batched.seed(seed)
-    return batched.sample()
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 class ActorCriticPolicy(nn.Module):
@@ -91,13 +52,14 @@ class MlpPolicy(ActorCriticPolicy):
     parameters is actor, log_std, critic.
 
     Args:
-        observation_space: Box or Discrete; the networks take what `encode_observations` makes of it.
-        action_space: Discrete, or Box with a floating-point dtype.
+        observation_space: see `ObservationLayout`; images are flattened, and divided by 255.
+        action_space: see `make_distribution`.
         net_arch: widths of the hidden layers of each network.
         activation: "tanh" or "relu".
         critic: whether there is a critic.
         log_std_init: initial log standard deviation.
         generator: source of the initial weights (the global one is never used); by default a new one seeded with 0.
+        squash_output: whether continuous actions go through tanh, to the bounds of their space.
 
     Raises:
         ConfigError: an unsupported space, width or activation.
@@ -112,27 +74,23 @@ class MlpPolicy(ActorCriticPolicy):
         critic: bool = True,
         log_std_init: float = 0.0,
         generator: torch.Generator | None = None,
+        squash_output: bool = False,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ConfigError(f"Unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}.")
-        if any(width < 1 for width in net_arch):
-            raise ConfigError(f"net_arch must hold widths of at least 1, got {list(net_arch)}.")
+        check_architecture(net_arch, activation)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         self.observation_space, self.action_space = observation_space, action_space
-        self.distribution = distribution = make_distribution(action_space)
+        self.layout = ObservationLayout(observation_space)
+        self.distribution = make_distribution(action_space, squash_output)
         self.has_critic, self.activation = critic, activation
-        trunk = [observation_size(observation_space), *net_arch]
-        outputs = distribution.m if isinstance(distribution, DiagonalGaussian) else distribution.input_size
-        self.actor_net = _mlp([*trunk, outputs], activation, 0.01, generator)
-        if isinstance(distribution, DiagonalGaussian):
-            self.actor_net.add_module("gaussian", AppendLogStd(outputs, log_std_init))
+        trunk = [self.layout.features, *net_arch]
+        self.actor_net = make_actor(trunk, self.distribution, activation, log_std_init, generator)
         if critic:
-            self.critic_net = _mlp([*trunk, 1], activation, 1.0, generator)
+            self.critic_net = make_mlp([*trunk, 1], activation, 1.0, generator)
 
     def actor(self, obs: Tensor) -> Tensor:
         """Inputs of the action distribution, [B, O] -> [B, A]."""
-        inputs: Tensor = self.actor_net(obs)
+        inputs: Tensor = self.actor_net(self.layout.flat(obs))
         return inputs
 
     def critic(self, obs: Tensor) -> Tensor:
@@ -143,7 +101,7 @@ class MlpPolicy(ActorCriticPolicy):
         """
         if not self.has_critic:
             raise ConfigError("This policy was made with critic=False and has no values.")
-        values: Tensor = self.critic_net(obs)
+        values: Tensor = self.critic_net(self.layout.flat(obs))
         return values.squeeze(-1)
 
     def parameter_groups(self) -> list[tuple[str, list[nn.Parameter]]]:
@@ -167,16 +125,56 @@ class AppendLogStd(nn.Module):
         return torch.cat([mean, self.log_std.expand_as(mean)], dim=-1)
 
 
-def _mlp(sizes: list[int], activation: str, head_gain: float, generator: torch.Generator) -> nn.Sequential:
-    """Linear layers of widths `sizes` with activations in between."""
+def check_architecture(net_arch: Sequence[int], activation: str) -> None:
+    """Raise a ConfigError unless the activation is known and all widths are at least 1."""
+    if activation not in ACTIVATIONS:
+        raise ConfigError(f"Unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}.")
+    if any(width < 1 for width in net_arch):
+        raise ConfigError(f"net_arch must hold widths of at least 1, got {list(net_arch)}.")
+
+
+def make_actor(
+    trunk: list[int], distribution: ActionDistribution, activation: str, log_std_init: float, generator: torch.Generator
+) -> nn.Sequential:
+    """The MLP from features to the inputs of a distribution, a Gaussian's log standard deviations last.
+
+    Args:
+        trunk: widths of features and hidden layers.
+        distribution: what the outputs are inputs of.
+        activation: of the hidden layers.
+        log_std_init: initial log standard deviation.
+        generator: source of the initial weights.
+    """
+    outputs = distribution.m if isinstance(distribution, DiagonalGaussian) else distribution.input_size
+    network = make_mlp([*trunk, outputs], activation, 0.01, generator)
+    if isinstance(distribution, DiagonalGaussian):
+        network.add_module("gaussian", AppendLogStd(outputs, log_std_init))
+    return network
+
+
+def make_mlp(sizes: list[int], activation: str, head_gain: float, generator: torch.Generator) -> nn.Sequential:
+    """Linear layers of widths `sizes` with activations in between, see `orthogonal`."""
     network = nn.Sequential()
     head = len(sizes) - 2
     for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        # Made on the meta device, where the constructor's own initialisation draws nothing from the global generator.
-        linear = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")
-        nn.init.orthogonal_(linear.weight, head_gain if layer == head else math.sqrt(2), generator)
-        nn.init.zeros_(linear.bias)
-        network.append(linear)
+        linear = nn.Linear(fan_in, fan_out, device="meta")
+        network.append(orthogonal(linear, head_gain if layer == head else math.sqrt(2), generator))
         if layer < head:
             network.append(ACTIVATIONS[activation]())
     return network
+
+
+def orthogonal(layer: Layer, gain: float, generator: torch.Generator) -> Layer:
+    """A layer with orthogonal weights and zero biases.
+
+    Args:
+        layer: made on the meta device, where the constructor's own initialisation draws nothing from the global
+            generator.
+        gain: of the weights.
+        generator: source of the weights.
+    """
+    layer = layer.to_empty(device="cpu")
+    nn.init.orthogonal_(layer.weight, gain, generator)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer

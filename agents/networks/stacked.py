@@ -14,10 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ...common.errors import ConfigError
-from .batching import evaluate, find_obstacle
+from .batching import convolves_on_cpu, evaluate, find_obstacle
+from .cnn import CnnPolicy
 from .distributions import ActionDistribution
 from .mlp import MlpPolicy
+from .stacked_cnn import stack_features
 from .stacked_mlp import ACTIVATIONS, StackedMlp
+
+BY_HAND = (MlpPolicy, CnnPolicy)  # these classes themselves: a subclass may compute anything
 
 
 class BoundPolicy(Protocol):
@@ -52,8 +56,9 @@ class BoundPolicy(Protocol):
 class StackedPolicy:
     """Evaluates one architecture at N stacked parameter sets, on the device where these are.
 
-    An `MlpPolicy` is evaluated by batched matrix products of its stacked weights; any other module by
-    `torch.func.vmap` over `functional_call`, or point after point where `examine` has found that vmap cannot. The
+    `MlpPolicy` and `CnnPolicy` are evaluated by batched matrix products of stacked weights; any other module by
+    `torch.func.vmap` over `functional_call`, or point after point where `examine` has found that vmap cannot, and where
+    that is faster, see `convolves_on_cpu`. The
     points share the module's buffers. Of the module's own parameters only the shared ones are read, and by `examine`
     all.
 
@@ -103,7 +108,7 @@ class StackedPolicy:
         Raises:
             ConfigError: vmap cannot, and point after point would be wrong, see `find_obstacle`.
         """
-        if type(self.policy) is MlpPolicy:
+        if type(self.policy) in BY_HAND:
             return
         obs = obs.to(next(self.policy.parameters()).device)
         for method in ("actor", "critic") if critic else ("actor",):
@@ -150,10 +155,11 @@ class StackedPolicy:
         for name, parameter in self.policy.named_parameters():
             if name in self._shared:
                 stacked[name] = parameter.detach().expand(len(points), *parameter.shape)
-        # Only the class itself is known to be two MLPs: a subclass may compute anything.
-        if type(self.policy) is MlpPolicy and not transforms:
-            return _BoundMlp(self.policy, self.distribution, stacked)
-        batched = {method: method not in self._obstacles for method in ("actor", "critic")}
+        policy = self.policy
+        if isinstance(policy, BY_HAND) and type(policy) in BY_HAND and not transforms:
+            return _BoundByHand(policy, self.distribution, stacked)
+        one_by_one = convolves_on_cpu(policy)
+        batched = {method: not one_by_one and method not in self._obstacles for method in ("actor", "critic")}
         return _BoundModule(self.policy, self.distribution, self.has_critic, stacked, batched)
 
     def actor(self, points: Tensor, obs: Tensor) -> Tensor:
@@ -165,11 +171,17 @@ class StackedPolicy:
         return self.bind(points).critic(obs)
 
 
-class _BoundMlp:
-    """An `MlpPolicy` at N points: one `baddbmm` per layer."""
+class _BoundByHand:
+    """An `MlpPolicy` or `CnnPolicy` at N points: one `baddbmm` per linear layer."""
 
-    def __init__(self, policy: MlpPolicy, distribution: ActionDistribution, stacked: dict[str, Tensor]) -> None:
+    def __init__(
+        self, policy: MlpPolicy | CnnPolicy, distribution: ActionDistribution, stacked: dict[str, Tensor]
+    ) -> None:
         self.distribution, self.has_critic = distribution, policy.has_critic
+        if isinstance(policy, CnnPolicy):
+            self._actor_features, self._critic_features = stack_features(policy, stacked)
+        else:
+            self._actor_features = self._critic_features = policy.layout.flat
         activation = ACTIVATIONS[policy.activation]
         self._actor = StackedMlp(_layers("actor_net", stacked), activation)
         self._critic = StackedMlp(_layers("critic_net", stacked), activation) if policy.has_critic else None
@@ -179,10 +191,10 @@ class _BoundMlp:
 
     def actor(self, obs: Tensor) -> Tensor:
         known = self._hidden if self._seen is not None and obs.is_set_to(self._seen) else []
-        return self._inputs(self._actor(obs, known))
+        return self._inputs(self._actor(self._actor_features(obs), known))
 
     def act(self, obs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        outputs, hidden = self._actor.trace(obs)
+        outputs, hidden = self._actor.trace(self._actor_features(obs))
         return self._inputs(outputs), hidden
 
     def remember(self, obs: Tensor, steps: Sequence[tuple[Tensor, ...]]) -> None:
@@ -198,7 +210,7 @@ class _BoundMlp:
     def critic(self, obs: Tensor) -> Tensor:
         if self._critic is None:
             raise ConfigError("This policy was made with critic=False and has no values.")
-        return self._critic(obs).squeeze(-1)
+        return self._critic(self._critic_features(obs)).squeeze(-1)
 
 
 def _layers(network: str, stacked: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -85,12 +85,15 @@ class StackedMlp:
     Args:
         layers: weight [N, out, in] and bias [N, out] of each.
         activation: of the hidden layers.
+        last: activation of the last layer; by default none.
     """
 
-    def __init__(self, layers: Iterable[tuple[Tensor, Tensor]], activation: Activation) -> None:
+    def __init__(
+        self, layers: Iterable[tuple[Tensor, Tensor]], activation: Activation, last: Activation = _LINEAR
+    ) -> None:
         self._layers = [(weight, bias.unsqueeze(1)) for weight, bias in layers]
         self._transposed = [(weight.mT, bias) for weight, bias in self._layers]  # views, made once for many calls
-        self._activation = activation
+        self._activation, self._last = activation, last
 
     def __call__(self, rows: Tensor, known: Sequence[Tensor] = ()) -> Tensor:
         """Outputs, [N, B, in] -> [N, B, out]; `known` [N, B, H] are those of the first hidden layers, if known."""
@@ -99,7 +102,7 @@ class StackedMlp:
         *hidden, head = self._layers
         for i, layer in enumerate(hidden):
             rows = _layer(rows, *layer, self._activation, known[i] if i < len(known) else None)
-        return _layer(rows, *head, _LINEAR, None)
+        return _layer(rows, *head, self._last, None)
 
     def trace(self, rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Outputs [N, B, out] and those of every hidden layer, [N, B, H] each; in `torch.no_grad` mode."""
@@ -108,4 +111,4 @@ class StackedMlp:
         for hidden_weight, hidden_bias in hidden:
             rows = self._activation.apply(torch.baddbmm(hidden_bias, rows, hidden_weight))
             outputs.append(rows)
-        return torch.baddbmm(bias, rows, weight), tuple(outputs)
+        return self._last.apply(torch.baddbmm(bias, rows, weight)), tuple(outputs)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from ..common.validation import flag_reader
+from ..training.checks import is_list
 from ..training.config import TrainConfig
 from .own_code import OWN_CODE
 
@@ -37,8 +38,8 @@ def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[
                 flag, nargs="+", default=argparse.SUPPRESS, **OWN_CODE[spec.name](spec.metadata["help"])
             )
             continue
-        is_tuple = get_origin(hint) is tuple
-        shown = " ".join(map(str, default)) if is_tuple else "none" if default is None else str(default)
+        is_tuple = is_list(hint)
+        shown = "none" if default is None else " ".join(map(str, default)) if is_tuple else str(default)
         parser.add_argument(
             flag,
             type=int if is_tuple else flag_reader(hint),

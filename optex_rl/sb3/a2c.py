@@ -23,7 +23,7 @@ from stable_baselines3.common.utils import explained_variance, obs_as_tensor, sa
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from ..agents.networks.batching import warn_of_passes
+from ..agents.networks.batching import convolves_on_cpu, warn_of_passes
 from ..common.errors import ConfigError
 from ..common.validation import check_at_least
 from ..envs import NATIVE
@@ -104,7 +104,7 @@ class OptExA2C(A2C):
             check_policy(self.policy)
             obstacle = find_obstacle_in(self.policy)
             warn_of_passes(type(self.policy).__name__, self.parallelism, obstacle, stacklevel=4)
-            self._batched = obstacle is None
+            self._batched = obstacle is None and not convolves_on_cpu(self.policy)
 
     def _with_optex(self, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the policy with OptEx over the optimizer that they name; the same again for its own result."""

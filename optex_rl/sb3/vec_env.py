@@ -70,7 +70,7 @@ class NativeVecEnv(VecEnv):
         self._actions: npt.NDArray[Any] = np.empty(0)
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
-    def reset(self) -> npt.NDArray[np.float32]:
+    def reset(self) -> npt.NDArray[Any]:
         """Start new episodes everywhere; returns observations ``[E, obs]``. Seeds and options are used once.
 
         Raises:
@@ -89,7 +89,7 @@ class NativeVecEnv(VecEnv):
         """Keep actions ``[E]`` or ``[E, actions]`` for `step_wait`."""
         self._actions = actions
 
-    def step_wait(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_], Infos]:
+    def step_wait(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32], npt.NDArray[np.bool_], Infos]:
         """Step; returns observations ``[E, obs]``, rewards ``[E]``, whether episodes ended ``[E]``, and E infos."""
         observations, rewards, terminated, truncated, batch_infos = self.env.step(self._actions)
         infos: Infos = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]

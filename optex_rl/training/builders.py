@@ -10,7 +10,7 @@ from gymnasium import Space
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from ..agents import Agent, Batch, MlpPolicy, StackedPolicy, observation_size
+from ..agents import Agent, Batch, CnnPolicy, MlpPolicy, ObservationLayout, StackedPolicy
 from ..bases import Objective
 from ..common.errors import ConfigError
 from ..envs import make_vec
@@ -45,7 +45,9 @@ def make_envs(config: TrainConfig, num_envs: int, *, render_mode: str | None = N
         ConfigError: there is no such task, wrapper or argument.
     """
     wrappers, kwargs = find_wrappers(config.env_wrapper), config.env_kwargs or {}
-    return make_vec(config.env, num_envs, render_mode=render_mode, wrappers=wrappers, **kwargs)
+    return make_vec(
+        config.env, num_envs, render_mode=render_mode, wrappers=wrappers, frame_stack=config.frame_stack, **kwargs
+    )
 
 
 def build_policy(config: TrainConfig, critic: bool, observations: Space[Any], actions: Space[Any]) -> nn.Module:
@@ -53,22 +55,41 @@ def build_policy(config: TrainConfig, critic: bool, observations: Space[Any], ac
 
     Args:
         config: the options.
-        critic: whether an `MlpPolicy` is to have a critic; of other networks their factory decides.
+        critic: whether an `MlpPolicy` or a `CnnPolicy` is to have a critic; of other networks their factory decides.
         observations: the space of a single observation.
         actions: the space of a single action.
+
+    Raises:
+        ConfigError: a space is not supported, or not with these options.
     """
     seed = spawn_seeds(config.seed, 2, 1)[0]
     if config.policy is not None:
         return make_own_policy(config.policy, observations, actions, seed)
-    return MlpPolicy(
+    options: dict[str, Any] = {
+        "activation": config.activation,
+        "critic": critic,
+        "log_std_init": config.log_std_init,
+        "generator": torch.Generator().manual_seed(seed),
+        "squash_output": config.squash_output,
+    }
+    if config.cnn == "none" or not ObservationLayout(observations).images:
+        net_arch = (64, 64) if config.net_arch is None else config.net_arch
+        return MlpPolicy(observations, actions, net_arch, **options)
+    policy = CnnPolicy(
         observations,
         actions,
-        net_arch=config.net_arch,
-        activation=config.activation,
-        critic=critic,
-        log_std_init=config.log_std_init,
-        generator=torch.Generator().manual_seed(seed),
+        config.net_arch,
+        cnn=config.cnn,
+        features_dim=config.features_dim,
+        share_features_extractor=config.share_features_extractor,
+        **options,
     )
+    if config.n_critic_updates and policy.shares_features:
+        raise ConfigError(
+            f"n_critic_updates must be 0 where actor and critic share the CNN, got {config.n_critic_updates}: "
+            "set share_features_extractor to false"
+        )
+    return policy
 
 
 def build_objective(agent: Agent, policy: StackedPolicy) -> Objective:
@@ -81,8 +102,17 @@ def build_objective(agent: Agent, policy: StackedPolicy) -> Objective:
 
 
 def build_normalizer(config: TrainConfig, envs: VectorEnv[Any, Any, Any]) -> Normalizer:
-    """The normalisation that the options describe, before it has seen anything."""
-    features = observation_size(envs.single_observation_space)
+    """The normalisation that the options describe, before it has seen anything.
+
+    Raises:
+        ConfigError: observations are to be normalised, and there are no numbers in them.
+    """
+    features = ObservationLayout(envs.single_observation_space).box_numbers
+    if config.normalize_obs and not features:
+        raise ConfigError(
+            "normalize_obs must be false: it is for the numbers of a Box, and there are none in "
+            f"{envs.single_observation_space} (images are divided by 255 in any case)"
+        )
     flags = {"obs": config.normalize_obs, "reward": config.normalize_reward}
     return Normalizer(features, envs.num_envs, config.gamma, **flags)
 

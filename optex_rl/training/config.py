@@ -11,6 +11,7 @@ from typing import Any, Final, get_type_hints
 import yaml
 
 from ..agents import AGENTS, Agent, agent_options, make_agent
+from ..agents.networks.cnn import CNNS
 from ..bases import check_name
 from ..common.errors import ConfigError, RunFolderError
 from ..common.storage import read_regular, write_atomically
@@ -24,6 +25,7 @@ from .tasks import check_env, check_env_kwargs, check_env_wrapper
 
 METHODS: Final = ("vanilla", "data-parallel", "target", "optex")
 SCHEDULES: Final = ("constant", "linear")
+CNN_NAMES: Final = (*CNNS, "none")
 OPTEX: Final = OptExOptions  # which holds the defaults of the optimizer
 LARGEST: Final = 1e38  # real number: single precision holds little more
 LARGEST_SEED: Final = 2**32 - 1  # that NumPy, PyTorch and Gymnasium all take
@@ -148,13 +150,25 @@ class TrainConfig:
     baseline: bool = _option(True, "subtract a learned baseline (reinforce)")
     normalize_obs: bool = _option(False, "normalise observations by running mean and variance")
     normalize_reward: bool = _option(False, "divide rewards by the running standard deviation of discounted returns")
+    frame_stack: int = _option(1, "observations that are one, images along their channels", low=1, high=1000)
     noise_repeat: int = _option(1, "steps for which the random numbers of exploration are held", low=1, high=10**6)
     log_std_init: float = _option(0.0, "initial log standard deviation of continuous actions", low=-20, high=20)
     max_grad_norm: float | None = _option(
         0.5, "clip gradients to this norm before a base step; none for no clipping", high=LARGEST, other="none"
     )
-    net_arch: tuple[int, ...] = _option((64, 64), "hidden layers of actor and critic", low=1, high=4096)
+    squash_output: bool = _option(False, "continuous actions through tanh, to the bounds of their space, not clipped")
+    net_arch: tuple[int, ...] | None = _option(
+        None,
+        "hidden layers of actor and critic; none for 64 64, or, behind the CNN of an image, no layer",
+        low=1,
+        high=4096,
+    )
     activation: str = _option("tanh", "activation of the hidden layers", ("tanh", "relu"))
+    cnn: str = _option("nature", "network on images: of Mnih et al. (2015), a small one, or none for MLPs", CNN_NAMES)
+    features_dim: int | None = _option(
+        None, "features of each image; none for 512, or 256 in a Dict", low=1, high=10**5, other="none"
+    )
+    share_features_extractor: bool = _option(True, "one CNN for actor and critic")
 
     eval_freq: int = _option(
         20, "iterations between evaluations of the iterate, besides the last; 0 for never", high=10**9
@@ -248,7 +262,8 @@ class TrainConfig:
 
     def values(self) -> dict[str, Any]:
         """The options as plain values."""
-        return dataclasses.asdict(self) | {"net_arch": list(self.net_arch), "env": self.env_name}
+        net_arch = None if self.net_arch is None else list(self.net_arch)
+        return dataclasses.asdict(self) | {"net_arch": net_arch, "env": self.env_name}
 
     def shared_options(self) -> dict[str, Any]:
         """The options that a run and its resumption must share."""

@@ -1,6 +1,7 @@
 """Collection of experience at N parameter sets at once, from one vector environment.
 
-Axes: ``N`` points, ``T`` steps, ``E`` environments per point, ``O`` observation features, ``m`` action components.
+Axes: ``N`` points, ``T`` steps, ``E`` environments per point, ``O`` entries of an observation's row, ``m`` action
+components.
 Sub-environment ``n·E + e`` belongs to point ``n``.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from ...agents import Batch, BoundPolicy, encode_observations
+from ...agents import Batch, BoundPolicy, ObservationLayout
+from ...agents.networks.observations import first_numbers
 from ...common.errors import ConfigError
 from ...envs import NativeVectorEnv
 from .episodes import Episode
@@ -75,10 +77,10 @@ class Collector:
         # One for each point, where Gymnasium's signature has one for all.
         seeds: Any = spawn_seeds(seed, 0, num_points, first_point)
         obs, _ = envs.reset(seed=seeds)
-        self._encode = partial(encode_observations, envs.single_observation_space)
-        self._obs = self._encode(obs)  # not normalised
+        self.layout = ObservationLayout(envs.single_observation_space)
+        self._obs = self.layout.encode(obs)  # not normalised
         self.broken = np.zeros(envs.num_envs, np.bool_)
-        self.normalizer = normalizer or Normalizer(self._obs.shape[-1], envs.num_envs, gamma=1.0)
+        self.normalizer = normalizer or Normalizer(self.layout.box_numbers, envs.num_envs, gamma=1.0)
         self.noise_repeat = noise_repeat
 
     def collect(self, policy: BoundPolicy, device: torch.device | str = "cpu") -> Rollout:
@@ -96,7 +98,7 @@ class Collector:
         draws = -(-T // self.noise_repeat)
         noise = np.stack([policy.distribution.noise(g, (draws, E)) for g in self.generators], axis=1)
         noises = torch.from_numpy(noise.repeat(self.noise_repeat, axis=0)).to(device)
-        window = _Window(T, N * E)
+        window = _Window(T, N * E, self.layout.numbers)
         steps = []
         with torch.no_grad():
             for t in range(T):
@@ -106,9 +108,9 @@ class Collector:
                 actions = policy.distribution.sample(inputs, noises[t]).flatten(0, 1).cpu().numpy()
                 obs, *outcome, infos = self.envs.step(policy.distribution.to_env(actions))
                 window.add(self._obs, actions, *outcome)
-                self._obs = self._encode(obs)
+                self._obs = self.layout.encode(obs)
                 if "final_obs" in infos:
-                    window.end_episodes(self._encode(infos["final_obs"]), infos["episode"])
+                    window.end_episodes(self.layout.encode(infos["final_obs"]), infos["episode"])
         self.broken = window.broken(self._obs)
         self.normalizer.see(window.obs, window.rewards, window.terminated | window.truncated, self.broken)
         rollout = Rollout(window.batch(self._obs, N, device, self.normalizer), window.episodes(E))
@@ -120,7 +122,7 @@ class Collector:
     def _restart(self, rows: Array) -> None:
         """New episodes in the environments ``rows [N·E]``, without seeding their generators again."""
         obs, _ = self.envs.reset(options={"reset_mask": rows})
-        self._obs = np.where(rows[:, None], self._encode(obs), self._obs)
+        self._obs = np.where(rows[:, None], self.layout.encode(obs), self._obs)
 
     def state_dict(self) -> dict[str, Any]:
         """Random numbers and, of natively vectorised tasks, the environments: a collection continues exactly.
@@ -128,31 +130,33 @@ class Collector:
         Other environments cannot save their state: after loading they start new episodes, with seeds drawn from the
         saved generators. The owner of the normalizer saves its statistics, and loads them first.
         """
-        envs = self.envs
+        envs: Any = self.envs
         return {
             "generators": [g.bit_generator.state for g in self.generators],
             "obs": torch.from_numpy(self._obs.copy()),
-            "envs": envs.get_state() if isinstance(envs, NativeVectorEnv) else None,
+            "envs": envs.get_state() if isinstance(envs.unwrapped, NativeVectorEnv) else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load a state from `state_dict`."""
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.bit_generator.state = saved
-        if isinstance(self.envs, NativeVectorEnv):
-            self.envs.set_state(state["envs"])
+        envs: Any = self.envs
+        if isinstance(envs.unwrapped, NativeVectorEnv):
+            envs.set_state(state["envs"])
             self._obs = state["obs"].numpy().copy()
         else:
             seeds: Any = [int(g.integers(2**32)) for g in self.generators]
             obs, _ = self.envs.reset(seed=seeds)
-            self._obs = self._encode(obs)
+            self._obs = self.layout.encode(obs)
             self.normalizer.reset_episodes()
 
 
 class _Window:
     """The arrays of one collection, time first while it runs: ``[T, N·E, …]``."""
 
-    def __init__(self, n_steps: int, num_envs: int) -> None:
+    def __init__(self, n_steps: int, num_envs: int, numbers: int) -> None:
+        self._numbers = numbers  # of an observation, the rest being pixels
         self._obs: list[Array] = []
         self._actions: list[Array] = []
         self.rewards = np.empty((n_steps, num_envs), np.float32)
@@ -191,13 +195,14 @@ class _Window:
     def broken(self, last_obs: Array) -> Array:
         """Which environments gave NaN or infinite observations or rewards, ``[N·E]``; ``last_obs`` are those now."""
         broken = np.zeros(len(last_obs), np.bool_)
-        checks: list[tuple[Array, int | tuple[int, int]]] = [(self.rewards, 0), (self.obs, (0, 2)), (last_obs, 1)]
+        seen, last = first_numbers(self.obs, self._numbers), first_numbers(last_obs, self._numbers)
+        checks: list[tuple[Array, int | tuple[int, int]]] = [(self.rewards, 0), (seen, (0, 2)), (last, 1)]
         for values, but_environments in checks:
             finite = np.isfinite(values)
             if not finite.all():
                 broken |= ~finite.all(axis=but_environments)
         for _, i, final_obs in self._final:
-            broken[i] |= not np.isfinite(final_obs).all()
+            broken[i] |= not np.isfinite(first_numbers(final_obs, self._numbers)).all()
         return broken
 
     def batch(self, last_obs: Array, num_points: int, device: torch.device | str, normalizer: Normalizer) -> Batch:
@@ -211,7 +216,7 @@ class _Window:
         unfinished = np.flatnonzero(~(self.terminated[-1] | self.truncated[-1])).tolist()
         final = self._final + [(T - 1, i, last_obs[i]) for i in unfinished]
         final = [(t, i, normalizer.observations(row)) for t, i, row in final]
-        final_obs, final_index = pad_final(final, num_points, num_envs // num_points, last_obs.shape[1])
+        final_obs, final_index = pad_final(final, num_points, num_envs // num_points, last_obs[0])
         return Batch(
             obs=by_point(normalizer.observations(self.obs)),
             actions=by_point(np.stack(self._actions)),
@@ -224,7 +229,7 @@ class _Window:
 
 
 def pad_final(
-    final: Sequence[tuple[int, int, Array]], num_points: int, envs_per_point: int, features: int
+    final: Sequence[tuple[int, int, Array]], num_points: int, envs_per_point: int, like: Array
 ) -> tuple[Tensor, Tensor]:
     """Successor observations that are not the next row, as many for every point: ``K`` is the most any point has.
 
@@ -232,7 +237,7 @@ def pad_final(
         final: (step t, sub-environment n·E + e, observation ``[O]``) of each.
         num_points: N.
         envs_per_point: E.
-        features: O.
+        like: an observation, ``[O]``.
 
     Returns:
         Observations ``[N, K, O]``, zero in padding, and flat rows ``t·E + e`` ``[N, K]``, −1 in padding.
@@ -242,7 +247,7 @@ def pad_final(
         point, e = divmod(i, envs_per_point)
         rows[point].append((t * envs_per_point + e, obs))
     K = max(map(len, rows))
-    final_obs = np.zeros((num_points, K, features), np.float32)
+    final_obs = np.zeros((num_points, K, *like.shape), like.dtype)
     final_index = np.full((num_points, K), -1, np.int64)
     for point, entries in enumerate(rows):
         for k, (row, obs) in enumerate(entries):

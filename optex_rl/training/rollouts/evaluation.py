@@ -13,7 +13,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from ...agents import StackedPolicy, encode_observations, sample_observations
+from ...agents import ObservationLayout, StackedPolicy, encode_observations, sample_observations
 from .normalization import Normalizer
 
 
@@ -81,9 +81,10 @@ def evaluate_policy(
     stacked = StackedPolicy(policy)
     stacked.examine(example_observations(space), critic=False)
     bound = stacked.bind(point)
+    layout = ObservationLayout(space)
 
     def act(obs: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        seen = encode_observations(space, obs)
+        seen = layout.encode(obs)
         rows = torch.from_numpy(normalizer.observations(seen) if normalizer else seen).to(point.device)[None]
         actions = bound.distribution.mode(bound.actor(rows))[0].cpu().numpy()
         return bound.distribution.to_env(actions)

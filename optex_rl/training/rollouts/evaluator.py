@@ -123,7 +123,7 @@ class FusedEvaluator:
     @property
     def is_exact(self) -> bool:
         """Whether the environments can save their state, as the native ones can."""
-        return isinstance(self.collector.envs, NativeVectorEnv)
+        return isinstance(self.collector.envs.unwrapped, NativeVectorEnv)
 
     def end_iteration(self) -> None:
         """Update the statistics."""

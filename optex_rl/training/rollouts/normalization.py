@@ -1,8 +1,9 @@
 """Observations and rewards brought to a common scale by running moments, as stable-baselines3's VecNormalize does.
 
 The moments are frozen while the N points of an evaluation collect, so that all gradients are of one objective;
-`Normalizer.update` then adds the data of all points. Axes: T steps, E sub-environments of all points together, O
-observation features, B rows.
+`Normalizer.update` then adds the data of all points. Only the numbers of a Box are normalised, not images, ones and
+zeros; they come first in an observation's row. Axes: T steps, E sub-environments of all points together, O entries of
+a row, F numbers of a Box, B rows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from ...agents.networks.observations import first_numbers
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
@@ -91,7 +94,7 @@ class Normalizer:
     """Running moments of observations and of discounted returns; does nothing for what is switched off.
 
     Args:
-        features: O.
+        features: F.
         num_envs: E, sub-environments of all points together.
         gamma: discount factor of the agent.
         obs: whether observations are normalised.
@@ -105,8 +108,16 @@ class Normalizer:
         self._seen: list[tuple[Moments, Moments]] = []
 
     def observations(self, obs: Array) -> Array:
-        """Observations float32 [..., O] as the policy takes them."""
-        return standardize(obs, self.obs_moments) if self.obs else obs
+        """Observations [..., O] as the policy takes them."""
+        if not self.obs:
+            return obs
+        features = len(self.obs_moments.mean)
+        if obs.shape[-1] == features:
+            return standardize(obs, self.obs_moments)
+        obs = obs.copy()
+        numbers = first_numbers(obs, features)
+        numbers[...] = standardize(numbers, self.obs_moments)
+        return obs
 
     def rewards(self, rewards: Array) -> Array:
         """Rewards float32 as the agent takes them."""
@@ -128,7 +139,9 @@ class Normalizer:
             self._returns[left_out] = 0.0
             obs, sums = obs[:, ~left_out], sums[:, ~left_out]
         if sums.size:
-            self._seen.append((moments_of(obs.reshape(-1, obs.shape[-1])), moments_of(sums.reshape(-1))))
+            numbers = first_numbers(obs, len(self.obs_moments.mean))
+            numbers = numbers.reshape(sums.size, numbers.shape[-1])
+            self._seen.append((moments_of(numbers), moments_of(sums.reshape(-1))))
 
     def update(self) -> None:
         """Update the moments with the windows noted since the last update."""

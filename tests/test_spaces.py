@@ -1,0 +1,228 @@
+"""Which spaces `train` takes, and what it says of others: those of stable-baselines3's A2C, and a few more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch.nn.utils import parameters_to_vector
+
+from optex_rl import ConfigError, ResumeWarning, TrainConfig, TrainResult, resume, train
+from optex_rl.agents import CnnPolicy, MlpPolicy, decode_observations
+from optex_rl.envs import make_vec
+from optex_rl.training import Trainer
+from optex_rl.training.rollouts.evaluation import evaluate_policy
+
+from .helpers import registered, same
+
+VECTOR, VECTOR64 = spaces.Box(-1, 1, (2,), np.float32), spaces.Box(-1, 1, (2,), np.float64)
+IMAGE, LAST = spaces.Box(0, 255, (1, 12, 13), np.uint8), spaces.Box(0, 255, (12, 12, 3), np.uint8)
+MIXED = spaces.Dict(img=IMAGE, vec=VECTOR, discrete=spaces.Discrete(4))
+OBSERVATIONS: dict[str, gymnasium.Space[Any]] = {
+    "vector": VECTOR,
+    "vector64": VECTOR64,
+    "discrete": spaces.Discrete(5, start=2),
+    "multi-discrete": spaces.MultiDiscrete([4, 3]),
+    "multi-binary": spaces.MultiBinary(8),
+    "multi-binary matrix": spaces.MultiBinary((3, 2)),
+    "channels first": IMAGE,
+    "channels last": LAST,
+    "mixed": MIXED,
+    "two images": spaces.Dict(a=IMAGE, b=LAST),
+    "vectors": spaces.Dict(a=VECTOR, b=VECTOR64),
+}
+ACTIONS: dict[str, gymnasium.Space[Any]] = {
+    "discrete": spaces.Discrete(3),
+    "vector": VECTOR,
+    "matrix": spaces.Box(-1, 1, (2, 2)),
+    "vector64": VECTOR64,
+    "multi-discrete": spaces.MultiDiscrete([3, 2]),
+    "multi-binary": spaces.MultiBinary(4),
+    "multi-binary matrix": spaces.MultiBinary((2, 3)),
+}
+SMALL: dict[str, Any] = {
+    **{"parallelism": 2, "n_envs": 2, "n_steps": 8, "iterations": 2, "eval_freq": 2, "eval_episodes": 2},
+    **{"logdir": None, "progress_bar": False, "cnn": "small", "features_dim": 8, "batch_size": 16, "n_epochs": 2},
+}
+APART: dict[str, Any] = {"n_critic_updates": 1, "share_features_extractor": False}
+
+
+class Sampling(gymnasium.Env[Any, Any]):
+    """Random observations, rewards by the action, episodes of nine steps; refuses actions not of its space."""
+
+    def __init__(self, observations: gymnasium.Space[Any], actions: gymnasium.Space[Any]) -> None:
+        self.observation_space, self.action_space = observations, actions
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        self.steps += 1
+        return self.observation_space.sample(), float(np.sum(action)), self.steps >= 9, False, {}
+
+
+@contextmanager
+def task(observations: gymnasium.Space[Any], actions: gymnasium.Space[Any]) -> Iterator[str]:
+    with registered("OptexTest/Sampling-v0", lambda: Sampling(observations, actions)) as name:
+        yield name
+
+
+def run(observations: gymnasium.Space[Any], actions: gymnasium.Space[Any], **options: Any) -> TrainResult:
+    with task(observations, actions) as name:
+        result = train(TrainConfig(env=name, **SMALL | options))
+        assert result.iterations == 2
+        assert all(parameter.isfinite().all() for parameter in result.policy.parameters())
+        returns = evaluate_policy(result.policy, make_vec(name, 3), 0, result.normalizer)
+        assert len(returns) == 3
+    return result
+
+
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_observation_spaces(name: str) -> None:
+    policy = run(OBSERVATIONS[name], spaces.Discrete(3)).policy
+    has_images = name in ("channels first", "channels last", "mixed", "two images")
+    assert type(policy) is (CnnPolicy if has_images else MlpPolicy)
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_action_spaces(name: str) -> None:
+    run(VECTOR, ACTIONS[name])
+
+
+@pytest.mark.parametrize("observations", ["vector", "vector64", "vectors"])
+@pytest.mark.parametrize("actions", ["vector", "vector64", "matrix"])
+def test_squashed_actions_of_either_precision(observations: str, actions: str) -> None:
+    run(OBSERVATIONS[observations], ACTIONS[actions], squash_output=True)
+
+
+@pytest.mark.parametrize("actions", ["vector", "multi-discrete", "multi-binary"])
+@pytest.mark.parametrize("algo", ["ppo", "reinforce", "trpo"])
+def test_agents(algo: str, actions: str) -> None:
+    run(MIXED, ACTIONS[actions], algo=algo, **(APART if algo == "trpo" else {}))
+
+
+@pytest.mark.parametrize("predictor", ["mean", "last"])
+@pytest.mark.parametrize("blocks", ["joint", "groups"])
+def test_predictors_and_blocks(predictor: str, blocks: str) -> None:
+    run(MIXED, ACTIONS["multi-discrete"], predictor=predictor, blocks=blocks)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "target", "data-parallel"])
+def test_methods(method: str) -> None:
+    run(MIXED, ACTIONS["multi-binary"], method=method, **APART)
+
+
+@pytest.mark.parametrize(
+    "options", [{"optimizer": "kfac"}, {"optimizer": "natural"}, {"optimizer": "natural", **APART}]
+)
+def test_bases_that_know_the_policy(options: dict[str, Any]) -> None:
+    run(MIXED, spaces.Box(-1, 1, (2,)), squash_output=True, **options)
+
+
+def test_a_network_of_two_actors_choices_has_no_kfac() -> None:
+    with pytest.raises(ConfigError, match="K-FAC knows Categorical and DiagonalGaussian, not MultiCategorical"):
+        run(VECTOR, ACTIONS["multi-discrete"], optimizer="kfac")
+
+
+def test_dictionaries_of_one_vector_are_that_vector() -> None:
+    """So the networks, the numbers they start from and the random numbers are the same."""
+    alone = run(VECTOR, spaces.Box(-1, 1, (2,)))
+    packed = run(spaces.Dict(vec=VECTOR), spaces.Box(-1, 1, (2,)))
+    # A Dict samples its parts from seeds of its own: the networks before training, not the runs, are compared.
+    assert [p.shape for p in alone.policy.parameters()] == [p.shape for p in packed.policy.parameters()]
+    with task(VECTOR, VECTOR) as name:
+        first = parameters_to_vector(Trainer(TrainConfig(env=name, **SMALL)).policy.parameters())
+    with task(spaces.Dict(vec=VECTOR), VECTOR) as name:
+        second = parameters_to_vector(Trainer(TrainConfig(env=name, **SMALL)).policy.parameters())
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("observations", ["mixed", "channels last"])
+def test_a_run_is_reproduced(observations: str) -> None:
+    first, second = (run(OBSERVATIONS[observations], ACTIONS["multi-discrete"]) for _ in range(2))
+    assert same(dict(first.policy.state_dict()), dict(second.policy.state_dict()))
+
+
+def test_a_dictionary_survives_a_resumption(tmp_path: Any) -> None:
+    with task(MIXED, ACTIONS["multi-binary"]) as name:
+        options = SMALL | {"logdir": str(tmp_path), "run_name": "run", "normalize_obs": True}
+        first = train(TrainConfig(env=name, **options))
+        assert first.run_dir is not None
+        with pytest.warns(ResumeWarning, match="all episodes start over"):
+            assert resume(first.run_dir, 3).iterations == 3
+
+
+def test_only_the_numbers_of_a_box_are_normalised() -> None:
+    space = spaces.Dict(img=IMAGE, vec=spaces.Box(-50, 100, (2,)), one=spaces.Discrete(4))
+    with task(space, spaces.Discrete(2)) as name:
+        trainer = Trainer(TrainConfig(env=name, normalize_obs=True, **SMALL | {"n_steps": 64}))
+        trainer.iterate()
+        batch = trainer.evaluator(trainer.optimizer.ask()).batch
+    decoded = decode_observations(space, batch.obs)
+    assert decoded["vec"].mean().abs() < 0.2
+    assert decoded["vec"].std() == pytest.approx(1, abs=0.1)
+    assert set(decoded["one"].unique().tolist()) == {0.0, 1.0}
+    assert decoded["img"].mean() == pytest.approx(0.5, abs=0.02)
+    assert trainer.evaluator.normalizer.obs_moments.mean.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("observations", "options", "message"),
+    [
+        (spaces.Tuple([VECTOR, VECTOR]), {}, r"^The observation space Tuple\(.*\) is not supported: use Box, Discrete"),
+        (spaces.Dict(a=spaces.Dict(b=VECTOR)), {}, r"is not supported: what is in a Dict must be Box, Discrete, Multi"),
+        (spaces.Dict(a=VECTOR, b=spaces.Text(3)), {}, "what is in a Dict must be"),
+        (
+            IMAGE,
+            {"cnn": "nature"},
+            "An image of 12 × 13 is too small for the CNN 'nature', which takes 36 × 36 and more",
+        ),
+        (
+            IMAGE,
+            {"normalize_obs": True},
+            "normalize_obs must be false: it is for the numbers of a Box, and there are no",
+        ),
+        (spaces.Discrete(3), {"normalize_obs": True}, r"there are none in Discrete\(3\)"),
+        (IMAGE, {"n_critic_updates": 1}, "n_critic_updates must be 0 where actor and critic share the CNN, got 1: set"),
+        (VECTOR, {"squash_output": True}, "squash_output is for a Box of actions"),
+        (VECTOR, {"cnn": "large"}, "cnn must be nature, small, none, got 'large'|cnn must be one of"),
+        (VECTOR, {"features_dim": 0}, "features_dim must be a whole number between 1 and 100000, or none, got 0"),
+        (VECTOR, {"net_arch": (0,)}, "net_arch must be a list of at most 16 whole numbers between 1 and 4096"),
+    ],
+)
+def test_refusals(observations: gymnasium.Space[Any], options: dict[str, Any], message: str, tmp_path: Any) -> None:
+    with task(observations, spaces.Discrete(2)) as name, pytest.raises(ConfigError, match=message):
+        train(TrainConfig(env=name, **SMALL | {"logdir": str(tmp_path)} | options))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("actions", [spaces.Box(0, 9, (2,), np.int64), spaces.Tuple([VECTOR]), spaces.Text(3)])
+def test_refused_actions(actions: gymnasium.Space[Any]) -> None:
+    with task(VECTOR, actions) as name, pytest.raises(ConfigError, match=r"^The action space .* is not supported: use"):
+        train(TrainConfig(env=name, **SMALL))
+
+
+def test_numbers_that_are_not_finite_are_found_beside_images() -> None:
+    class Broken(Sampling):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            obs, *rest = super().step(action)
+            obs["vec"][0] = np.nan
+            return (obs, *rest)
+
+    with registered("OptexTest/Broken-v0", lambda: Broken(MIXED, spaces.Discrete(2)), disable_env_checker=True) as name:
+        trainer = Trainer(TrainConfig(env=name, **SMALL))
+        assert trainer.evaluator(trainer.optimizer.ask()).broken.all()
+    with task(MIXED, spaces.Discrete(2)) as name:
+        trainer = Trainer(TrainConfig(env=name, **SMALL))
+        assert not trainer.evaluator(trainer.optimizer.ask()).broken.any()
