@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -18,6 +20,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from optex_rl import ConfigError
 from optex_rl.agents import CnnPolicy, MlpPolicy, ObservationLayout, StackedPolicy, sample_observations
 from optex_rl.agents.networks import stacked as stacked_module
+from optex_rl.agents.networks.batching import convolves_on_cpu
 from optex_rl.agents.networks.cnn import CNNS, smallest_image
 
 from .networks import points_around
@@ -132,6 +135,31 @@ def test_features_are_those_of_stable_baselines3() -> None:
     expected = combined({"a": torch.from_numpy(obs["a"]) / 255, "b": torch.from_numpy(obs["b"])})
     torch.testing.assert_close(policy.features(torch.from_numpy(policy.layout.encode(obs))), expected.roll(3, 1))
     assert [layer.out_features for layer in policy.actor_net if isinstance(layer, nn.Linear)] == [64, 64, 2]
+
+
+def test_modules_with_convolutions_go_point_after_point_on_a_cpu() -> None:
+    counted = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))  # whose buffers N passes would change N times
+    assert convolves_on_cpu(made("nature"))
+    assert not convolves_on_cpu(counted)
+    assert not convolves_on_cpu(MlpPolicy(VECTOR, spaces.Discrete(2)))
+    assert not convolves_on_cpu(nn.Conv2d(1, 1, 1, device="meta"))
+
+
+def test_the_policy_of_the_documents() -> None:
+    """It takes rows apart under vmap as well as point after point, and trains."""
+    page = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text("utf-8")
+    names: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0], names)
+    space = spaces.Dict(camera=spaces.Box(0, 255, (64, 64, 3), np.uint8), goal=spaces.Box(-1, 1, (2,)))
+    policy = names["Navigator"](space, spaces.Discrete(3))
+    rows = torch.from_numpy(ObservationLayout(space).encode(sample_observations(space, 4)))
+    stacked = StackedPolicy(policy)
+    stacked.examine(rows, critic=True)
+    assert stacked.obstacle is None
+    points = points_around(policy, 2)
+    for n, given in enumerate(stacked.actor(points, rows.expand(2, -1, -1))):
+        vector_to_parameters(points[n].clone(), policy.parameters())
+        torch.testing.assert_close(given, policy.actor(rows), rtol=1e-4, atol=1e-5)
 
 
 def test_orthogonal_initialisation() -> None:
