@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from optex_rl import ConfigError, TrainConfig, resume, train
 from optex_rl.envs import Catch, FrameStack, make_vec
+from optex_rl.sb3 import NativeVecEnv, OptExA2C
 from optex_rl.training.rollouts.evaluation import evaluate_policy
 
 from .helpers import registered, same
@@ -179,6 +180,21 @@ def test_a_point_does_not_depend_on_the_number_of_points() -> None:
     for _ in range(25):
         assert np.array_equal(first, second[:2])
         first, second = alone.step(np.zeros(2, int))[0], among.step(np.zeros(6, int))[0]
+
+
+def test_stable_baselines3_takes_it() -> None:
+    model = OptExA2C(
+        "CnnPolicy",
+        "Catch-v0",
+        parallelism=2,
+        envs_per_point=2,
+        n_steps=12,
+        policy_kwargs={"features_extractor_kwargs": {"features_dim": 8}},
+        device="cpu",
+    )
+    assert isinstance(model.get_env().unwrapped, NativeVecEnv)  # type: ignore[union-attr]
+    assert model.learn(2 * 12 * 4).num_timesteps == 96
+    assert [info["l"] for info in model.ep_info_buffer or []] == 8 * [11]
 
 
 @pytest.mark.slow
