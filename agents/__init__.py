@@ -24,7 +24,6 @@ from .networks.gaussian import SquashedGaussian as SquashedGaussian
 from .networks.mlp import ActorCriticPolicy as ActorCriticPolicy
 from .networks.mlp import MlpPolicy as MlpPolicy
 from .networks.observations import ObservationLayout as ObservationLayout
-from .networks.observations import decode_observations as decode_observations
 from .networks.observations import encode_observations as encode_observations
 from .networks.observations import observation_size as observation_size
 from .networks.observations import sample_observations as sample_observations
@@ -59,7 +58,6 @@ __all__ = [
     "StackedPolicy",
     "Update",
     "agent_options",
-    "decode_observations",
     "encode_observations",
     "make_agent",
     "make_distribution",

@@ -16,7 +16,6 @@ from torch.func import vmap
 from optex_rl import ConfigError
 from optex_rl.agents import (
     ObservationLayout,
-    decode_observations,
     encode_observations,
     observation_size,
     sample_observations,
@@ -61,7 +60,7 @@ def test_networks_get_what_those_of_stable_baselines3_get(name: str) -> None:
     space = SPACES[name]
     obs = sample_observations(space, 7, seed=3)
     expected: Any = preprocess_obs(as_tensors(obs), space)
-    decoded = decode_observations(space, torch.from_numpy(encode_observations(space, obs)))
+    decoded = ObservationLayout(space).decode(torch.from_numpy(encode_observations(space, obs)))
     if isinstance(space, spaces.Dict):
         assert decoded.keys() == expected.keys()
         pairs = [(decoded[key], channels_first(space[key], part)) for key, part in expected.items()]

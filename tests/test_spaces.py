@@ -9,12 +9,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
-from torch.nn.utils import parameters_to_vector
 
 from optex_rl import ConfigError, ResumeWarning, TrainConfig, TrainResult, resume, train
-from optex_rl.agents import CnnPolicy, MlpPolicy, decode_observations
+from optex_rl.agents import CnnPolicy, MlpPolicy, ObservationLayout
 from optex_rl.envs import make_vec
 from optex_rl.training import Trainer
 from optex_rl.training.rollouts.evaluation import evaluate_policy
@@ -135,17 +133,25 @@ def test_a_network_of_two_actors_choices_has_no_kfac() -> None:
         run(VECTOR, ACTIONS["multi-discrete"], optimizer="kfac")
 
 
-def test_dictionaries_of_one_vector_are_that_vector() -> None:
-    """So the networks, the numbers they start from and the random numbers are the same."""
-    alone = run(VECTOR, spaces.Box(-1, 1, (2,)))
-    packed = run(spaces.Dict(vec=VECTOR), spaces.Box(-1, 1, (2,)))
-    # A Dict samples its parts from seeds of its own: the networks before training, not the runs, are compared.
-    assert [p.shape for p in alone.policy.parameters()] == [p.shape for p in packed.policy.parameters()]
-    with task(VECTOR, VECTOR) as name:
-        first = parameters_to_vector(Trainer(TrainConfig(env=name, **SMALL)).policy.parameters())
-    with task(spaces.Dict(vec=VECTOR), VECTOR) as name:
-        second = parameters_to_vector(Trainer(TrainConfig(env=name, **SMALL)).policy.parameters())
-    assert torch.equal(first, second)
+class InDict(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Observations as the only part of a Dict."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.observation_space = spaces.Dict(vec=env.observation_space)
+
+    def observation(self, observation: Any) -> Any:
+        return {"vec": observation}
+
+
+def test_a_dictionary_of_one_vector_is_that_vector() -> None:
+    """The same networks, the same random numbers and the same run."""
+    found = []
+    for wrap in (lambda env: env, InDict):
+        with registered("OptexTest/CartPole-v0", lambda wrap=wrap: wrap(gymnasium.make("CartPole-v1"))) as name:
+            config = TrainConfig(env=name, **SMALL | {"normalize_obs": True, "n_steps": 32})
+            found.append(dict(train(config).policy.state_dict()))
+    assert same(*found)
 
 
 @pytest.mark.parametrize("observations", ["mixed", "channels last"])
@@ -169,7 +175,7 @@ def test_only_the_numbers_of_a_box_are_normalised() -> None:
         trainer = Trainer(TrainConfig(env=name, normalize_obs=True, **SMALL | {"n_steps": 64}))
         trainer.iterate()
         batch = trainer.evaluator(trainer.optimizer.ask()).batch
-    decoded = decode_observations(space, batch.obs)
+    decoded = ObservationLayout(space).decode(batch.obs)
     assert decoded["vec"].mean().abs() < 0.2
     assert decoded["vec"].std() == pytest.approx(1, abs=0.1)
     assert set(decoded["one"].unique().tolist()) == {0.0, 1.0}

@@ -216,19 +216,6 @@ def encode_observations(space: gymnasium.Space[Any], obs: Any) -> Array:
     return ObservationLayout(space).encode(obs)
 
 
-def decode_observations(space: gymnasium.Space[Any], rows: Tensor) -> Any:
-    """Rows [..., O] as tensors in the shapes of the space: for policies of one's own, see `ObservationLayout.decode`.
-
-    Args:
-        space: the space of a single observation.
-        rows: what `actor` and `critic` of a policy are called with.
-
-    Returns:
-        A float32 tensor, for a Dict a dictionary of such; images [..., C, H, W] in [0, 1].
-    """
-    return ObservationLayout(space).decode(rows)
-
-
 def sample_observations(space: gymnasium.Space[Any], rows: int, seed: int = 0) -> Any:
     """``rows`` random observations of a space, as a vector environment returns them; `space` is not changed."""
     batched = batch_space(space, rows)
