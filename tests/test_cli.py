@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, MultiDiscrete
+from gymnasium.spaces import Box, Text
 
 from optex_rl.cli.commands import build_parser, main
 from optex_rl.cli.flags import given_options
@@ -26,7 +26,7 @@ class Odd(gymnasium.Env[np.ndarray, Any]):
     """An action space that no agent supports."""
 
     observation_space = Box(-1.0, 1.0, (2,))
-    action_space = MultiDiscrete([2, 3])
+    action_space = Text(3)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -93,6 +93,11 @@ def test_flags_without_values_are_the_defaults() -> None:
     assert given_options(vars(build_parser().parse_args(["train"]))) == {}
 
 
+def test_layers_may_be_left_to_the_network() -> None:
+    flags = build_parser().parse_args(["train", "--net-arch", "none", "--features-dim", "9", "--cnn", "small"])
+    assert given_options(vars(flags)) == {"net_arch": None, "features_dim": 9, "cnn": "small"}
+
+
 def test_flags_of_every_kind() -> None:
     flags = ["train", "--net-arch", "32", "16", "--lengthscale", "0.5", "--noise", "auto", "--max-grad-norm", "0.5"]
     flags += ["--no-normalize-advantage", "--logdir", "none", "--stride", "2", "--blocks", "groups"]
@@ -118,6 +123,7 @@ def test_flags_of_every_kind() -> None:
         (["--history-size", "1"], "history_size must be a whole number between 2 and 10000, or none, got 1"),
         (["--gamma", "1.5"], "gamma must be a number between 0 and 1, got 1.5"),
         (["--net-arch", "0"], "net_arch must be a list of at most 16 whole numbers between 1 and 4096, got (0,)"),
+        (["--net-arch", "64", "none"], "whole numbers between 1 and 4096, got (64, None)"),
         (["--device", "warp"], "device 'warp' cannot be used here"),
         (["--run-name", "../up"], "run_name must be a plain folder name"),
     ],
@@ -129,7 +135,9 @@ def test_bad_options(flags: list[str], message: str, tmp_path: Path, capsys: pyt
 
 
 def test_unsupported_action_space(odd_env: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    expect_refusal(["train", *SMALL, "--logdir", str(tmp_path / "logs"), "--env", odd_env], "MultiDiscrete", capsys, 2)
+    expect_refusal(
+        ["train", *SMALL, "--logdir", str(tmp_path / "logs"), "--env", odd_env], "The action space Text", capsys, 2
+    )
     assert not (tmp_path / "logs").exists()
 
 
@@ -168,7 +176,7 @@ def test_evaluate_what_is_no_run(run_dir: Path, tmp_path: Path, capsys: pytest.C
 
 def test_evaluate_a_policy_of_another_network(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = run_dir / "config.yml"
-    config.write_text(config.read_text().replace("- 64\n- 64", "- 32"))
+    config.write_text(config.read_text().replace("net_arch: null", "net_arch:\n- 32"))
     assert load_config(config).net_arch == (32,)
     expect_refusal(["evaluate", str(run_dir)], "another network than config.yml describes", capsys)
 

@@ -42,7 +42,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[
         shown = "none" if default is None else " ".join(map(str, default)) if is_tuple else str(default)
         parser.add_argument(
             flag,
-            type=int if is_tuple else flag_reader(hint),
+            type=flag_reader(int | None) if is_tuple else flag_reader(hint),
             nargs="+" if is_tuple else None,
             default=argparse.SUPPRESS,
             choices=spec.metadata["choices"],
@@ -54,5 +54,5 @@ def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[
 def given_options(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of `add_config_arguments` that were given, as arguments of `TrainConfig`; other flags are left out."""
     given = {spec.name: flags[spec.name] for spec in dataclasses.fields(TrainConfig) if spec.name in flags}
-    converted = {"net_arch": tuple, "env_kwargs": dict}
+    converted = {"net_arch": lambda sizes: None if sizes == [None] else tuple(sizes), "env_kwargs": dict}
     return {name: converted.get(name, lambda value: value)(value) for name, value in given.items()}
