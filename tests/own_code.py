@@ -12,7 +12,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
 from optex_rl.agents import Categorical
-from optex_rl.envs import NativeVectorEnv, register
+from optex_rl.envs import NativeVectorEnv
 
 Array = npt.NDArray[Any]
 
@@ -40,9 +40,8 @@ class Walk(gymnasium.Env[Array, np.int64]):
         return self.seen(), float(action), self.count >= self.length, False, {}
 
 
-@register
 class Reach(NativeVectorEnv):
-    """As a batch: a point on a line that is to stay near 0."""
+    """As a batch: a point on a line that is to stay near 0. Registered where it is copied to: see `test_own_tasks`."""
 
     env_id = "Reach-v0"
     default_max_episode_steps = 20

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import shutil
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -45,7 +44,8 @@ def forget() -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with a module of one's own, which only the command line finds."""
-    shutil.copy(Path(__file__).with_name("own_code.py"), tmp_path)
+    code = Path(__file__).with_name("own_code.py").read_text()
+    (tmp_path / "own_code.py").write_text(f"{code}\n\nfrom optex_rl.envs import register\n\nregister(Reach)\n")
     monkeypatch.chdir(tmp_path)
     forget()
     yield tmp_path
