@@ -74,7 +74,7 @@ def to_env(distribution: ActionDistribution, actions: Tensor) -> Tensor:
     """
     if isinstance(distribution, Categorical):
         return actions + distribution.start
-    if isinstance(distribution, DiagonalGaussian):
+    if type(distribution) is DiagonalGaussian:  # a subclass may do something else with its actions
         low, high = torch.as_tensor(distribution.low), torch.as_tensor(distribution.high)
         shaped = actions.reshape(-1, *low.shape).to(low.dtype)
         return shaped.clamp(low.to(actions.device), high.to(actions.device))
