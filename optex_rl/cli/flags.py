@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, get_type_hints
 
 from ..common.validation import flag_reader
@@ -54,5 +54,8 @@ def add_config_arguments(parser: argparse.ArgumentParser, leave_out: Collection[
 def given_options(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of `add_config_arguments` that were given, as arguments of `TrainConfig`; other flags are left out."""
     given = {spec.name: flags[spec.name] for spec in dataclasses.fields(TrainConfig) if spec.name in flags}
-    converted = {"net_arch": lambda sizes: None if sizes == [None] else tuple(sizes), "env_kwargs": dict}
+    converted: dict[str, Callable[[Any], Any]] = {
+        "net_arch": lambda sizes: None if sizes == [None] else tuple(sizes),
+        "env_kwargs": dict,
+    }
     return {name: converted.get(name, lambda value: value)(value) for name, value in given.items()}
