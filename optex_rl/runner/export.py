@@ -24,7 +24,7 @@ from ..agents import (
 from ..common.errors import ConfigError
 from ..common.images import is_image
 from ..common.storage import write_atomically
-from ..training.rollouts.normalization import CLIP, EPSILON, Normalizer
+from ..training.rollouts.normalization import CLIP, EPSILON, Normalizer, prior_moments
 
 CHECKED: Final = 64  # observations on which the program must act as the policy does
 TOLERANCE: Final = 1e-5  # of continuous actions
@@ -51,8 +51,9 @@ class Program(nn.Module):
             raise ConfigError(f"only policies for Box or Discrete observations can be exported, not for {space}")
         self.policy, self.space, self.normalized = policy, space, normalizer.obs
         self.distribution = StackedPolicy(policy).distribution
-        self.register_buffer("mean", torch.as_tensor(normalizer.obs_moments.mean))
-        self.register_buffer("scale", torch.as_tensor(np.sqrt(normalizer.obs_moments.var + EPSILON)))
+        _, mean, var = normalizer.obs_moments if normalizer.obs else prior_moments(1)  # of images they would be empty
+        self.register_buffer("mean", torch.as_tensor(mean))
+        self.register_buffer("scale", torch.as_tensor(np.sqrt(var + EPSILON)))
 
     def forward(self, obs: Tensor) -> Tensor:
         """``[B, …]`` -> ``[B, …]``."""
