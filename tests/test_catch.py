@@ -12,7 +12,8 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
-from optex_rl import ConfigError, TrainConfig, resume, train
+from optex_rl import ConfigError, TrainConfig, load, resume, train
+from optex_rl.agents import sample_observations
 from optex_rl.envs import Catch, FrameStack, make_vec
 from optex_rl.sb3 import NativeVecEnv, OptExA2C
 from optex_rl.training.rollouts.evaluation import evaluate_policy
@@ -180,6 +181,19 @@ def test_a_point_does_not_depend_on_the_number_of_points() -> None:
     for _ in range(25):
         assert np.array_equal(first, second[:2])
         first, second = alone.step(np.zeros(2, int))[0], among.step(np.zeros(6, int))[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"env": "Pendulum-v1", "frame_stack": 1, "squash_output": True}])
+def test_policies_come_back_and_are_exported(options: dict[str, Any], tmp_path: Any) -> None:
+    """`export` itself compares the program with `predict`."""
+    result = train(TrainConfig(**SMALL | options | {"logdir": str(tmp_path), "iterations": 1}))
+    assert result.run_dir is not None
+    model = load(result.run_dir)
+    obs = sample_observations(model.observation_space, 3)
+    together, one = model.predict(obs)[0], model.predict(obs[1])[0]
+    assert np.allclose(together[1], one)
+    model.export(tmp_path / "policy.pt2")
+    assert len(model.evaluate(3)) == 3
 
 
 def test_stable_baselines3_takes_it() -> None:

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 from optex_rl.envs import NATIVE, CartPole, MountainCar, MountainCarContinuous, NativeVectorEnv, Pendulum
 
 Array = npt.NDArray[Any]
-TASKS = [task for env_id, task in NATIVE.items() if env_id in gymnasium.registry]  # which Gymnasium has, too
+TASKS = [task for env_id, task in NATIVE.items() if getattr(gymnasium.registry.get(env_id), "entry_point", None)]
 
 # States far beyond what episodes visit, so that walls, goals, speed limits and wrapped angles are met all the time.
 EXTREMES: dict[str, tuple[list[float], list[float]]] = {

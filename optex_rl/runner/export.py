@@ -13,10 +13,18 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor, nn
 
-from ..agents import ActionDistribution, Categorical, DiagonalGaussian, StackedPolicy, sample_observations
+from ..agents import (
+    ActionDistribution,
+    Categorical,
+    DiagonalGaussian,
+    SquashedGaussian,
+    StackedPolicy,
+    sample_observations,
+)
 from ..common.errors import ConfigError
+from ..common.images import is_image
 from ..common.storage import write_atomically
-from ..training.rollouts.normalization import CLIP, EPSILON, Normalizer
+from ..training.rollouts.normalization import CLIP, EPSILON, Normalizer, prior_moments
 
 CHECKED: Final = 64  # observations on which the program must act as the policy does
 TOLERANCE: Final = 1e-5  # of continuous actions
@@ -43,8 +51,9 @@ class Program(nn.Module):
             raise ConfigError(f"only policies for Box or Discrete observations can be exported, not for {space}")
         self.policy, self.space, self.normalized = policy, space, normalizer.obs
         self.distribution = StackedPolicy(policy).distribution
-        self.register_buffer("mean", torch.as_tensor(normalizer.obs_moments.mean))
-        self.register_buffer("scale", torch.as_tensor(np.sqrt(normalizer.obs_moments.var + EPSILON)))
+        _, mean, var = normalizer.obs_moments if normalizer.obs else prior_moments(1)  # of images they would be empty
+        self.register_buffer("mean", torch.as_tensor(mean))
+        self.register_buffer("scale", torch.as_tensor(np.sqrt(var + EPSILON)))
 
     def forward(self, obs: Tensor) -> Tensor:
         """``[B, …]`` -> ``[B, …]``."""
@@ -53,11 +62,11 @@ class Program(nn.Module):
         return to_env(self.distribution, actions)
 
     def encode(self, obs: Tensor) -> Tensor:
-        """As `encode_observations`: ``[B, …]`` -> float32 ``[B, O]``."""
+        """As `encode_observations`: ``[B, …]`` -> ``[B, O]``, float32, or uint8 of an image."""
         if isinstance(self.space, spaces.Discrete):
             names = torch.arange(int(self.space.start), int(self.space.start + self.space.n), device=obs.device)
             return (obs[:, None] == names).float()
-        return obs.flatten(1).float()
+        return obs.flatten(1) if is_image(self.space) else obs.flatten(1).float()
 
     def normalize(self, rows: Tensor) -> Tensor:
         """As `standardize`, in double precision like it: ``[B, O]`` -> float32 ``[B, O]``."""
@@ -77,6 +86,8 @@ def to_env(distribution: ActionDistribution, actions: Tensor) -> Tensor:
     if type(distribution) is DiagonalGaussian:  # a subclass may do something else with its actions
         low, high = torch.as_tensor(distribution.low), torch.as_tensor(distribution.high)
         shaped = actions.reshape(-1, *low.shape).to(low.dtype)
+        if isinstance(distribution, SquashedGaussian):
+            shaped = (low + high) / 2 + (high - low) / 2 * shaped.tanh()
         return shaped.clamp(low.to(actions.device), high.to(actions.device))
     raise ConfigError(f"policies with the action distribution {type(distribution).__name__} cannot be exported")
 

@@ -20,7 +20,8 @@ from ..common.imports import find_named, name_of
 from ..common.validation import shown
 from ..envs import EnvFactory, task_name
 
-RESERVED: Final = ("num_envs", "seed", "backend", "render_mode", "wrappers")  # arguments of `make_vec` itself
+# Arguments of `make_vec` itself.
+RESERVED: Final = ("num_envs", "seed", "backend", "render_mode", "wrappers", "frame_stack")
 
 Wrapper = Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]
 
