@@ -12,6 +12,7 @@ from .mountain_car import MountainCar, MountainCarContinuous
 from .native import NativeVectorEnv
 from .pendulum import Pendulum
 from .registry import NATIVE, EnvFactory, find_task, register, register_native, task_name
+from .slow import SlowVectorEnv
 from .vector import SameStepVectorEnv, describe_backend, make_vec
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "NativeVectorEnv",
     "Pendulum",
     "SameStepVectorEnv",
+    "SlowVectorEnv",
     "describe_backend",
     "find_task",
     "make_vec",

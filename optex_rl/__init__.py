@@ -11,6 +11,8 @@ from .common.errors import OptExError as OptExError
 from .common.errors import PerformanceWarning as PerformanceWarning
 from .common.errors import ResumeWarning as ResumeWarning
 from .common.errors import RunFolderError as RunFolderError
+from .common.errors import WorkerError as WorkerError
+from .common.errors import WorkerWarning as WorkerWarning
 from .optimizer import OptEx as OptEx
 from .optimizer.estimator.gp import GradientEstimator as GradientEstimator
 from .runner.callbacks import BaseCallback as BaseCallback
@@ -46,6 +48,8 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "WandbCallback",
+    "WorkerError",
+    "WorkerWarning",
     "__version__",
     "load",
     "plot",

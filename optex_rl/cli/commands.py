@@ -18,7 +18,7 @@ from ..common.errors import ConfigError, OptExError
 from ..common.validation import check_between
 from ..runner.loop import TrainResult, resume, train
 from ..runner.video import record_episode
-from ..training.config import LARGEST_SEED, MOST_EPISODES, TrainConfig
+from ..training.config import CLUSTER, LARGEST_SEED, MOST_EPISODES, TrainConfig
 from ..training.presets import tuned_options
 from ..training.rollouts.evaluator import keep_freed_memory
 from .compare import add_compare_command
@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--threads", type=int, default=1, help="torch threads; more than 1 rarely pays (default: 1)")
 
     command = commands.add_parser("train", parents=[common], help="train a policy and write its run folder")
-    text = "resume a run; no other flags but --iterations, --policy and --trust"
+    text = "resume a run; no other flags but --iterations, --policy, --trust and those of workers"
     command.add_argument("--resume", type=Path, metavar="RUN_DIR", help=text)
     add_trust(command)
     add_config_arguments(command)
@@ -113,11 +113,12 @@ def run_train(options: argparse.Namespace) -> int:
 
 def run_resume(options: argparse.Namespace) -> int:
     """The command train with --resume."""
-    others = ["--" + name.replace("_", "-") for name in given_options(vars(options)) if name not in RESUMABLE]
+    given = given_options(vars(options))
+    others = ["--" + name.replace("_", "-") for name in given if name not in (*RESUMABLE, *CLUSTER)]
     if others:
         raise ConfigError(f"--resume takes the options of the run: leave out {', '.join(others)}")
-    given = given_options(vars(options))
-    result = resume(options.resume, given.get("iterations"), given.get("policy"), trust=options.trust)
+    cluster = {name: value for name, value in given.items() if name in CLUSTER}
+    result = resume(options.resume, given.get("iterations"), given.get("policy"), cluster=cluster, trust=options.trust)
     if not result.rows and not result.interrupted:
         done = f"all its {result.iterations:,} iterations are done"
         print(f"{options.resume} is finished: {done}; a larger --iterations continues it")

@@ -9,10 +9,14 @@ from typing import Any, Final
 
 from ..common.errors import ConfigError
 from ..runner.plots import new_figure
+from ..training.config import CLUSTER
 from .flags import add_config_arguments, given_options
 
 # Decided by the comparison itself, or without a meaning in it.
-LEFT_OUT: Final = ("env", "method", "seed", "logdir", "run_name", "checkpoint_freq", "eval_freq", "progress_bar")
+LEFT_OUT: Final = (
+    *("env", "method", "seed", "logdir", "run_name", "checkpoint_freq", "eval_freq", "progress_bar"),
+    *(*CLUSTER, "step_delay"),
+)
 DESCRIPTION: Final = """\
 Train every method on every task over seeds, all cores busy, and print what each takes. All are tuned by the same
 rules: settings that fall behind stop early, those that remain have --tuning-seeds seeds, and a grid whose best value

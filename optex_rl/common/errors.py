@@ -15,6 +15,10 @@ class RunFolderError(OptExError, OSError):
     """A run folder exists already, is missing, or does not hold a usable run."""
 
 
+class WorkerError(OptExError, RuntimeError):
+    """Processes that evaluate the points were lost too often, or their cluster is gone."""
+
+
 class NumericalError(OptExError, ArithmeticError):
     """Base class of numerical faults."""
 
@@ -29,6 +33,10 @@ class NotPositiveDefiniteError(NumericalError):
 
 class ResumeWarning(UserWarning):
     """A run is resumed, but not bit for bit as if it had never stopped."""
+
+
+class WorkerWarning(RuntimeWarning):
+    """A process that evaluates points was lost; the text says what became of its points."""
 
 
 class PerformanceWarning(UserWarning):

@@ -12,7 +12,7 @@ from typing import Any, Final, get_type_hints
 
 from ..common.errors import ConfigError
 from ..common.validation import flag_reader
-from ..training.config import TrainConfig
+from ..training.config import CLUSTER, TrainConfig
 from .rl_zoo3 import Sb3Config
 
 METHODS: Final[dict[str, dict[str, Any]]] = {
@@ -30,7 +30,8 @@ SB3_METHODS: Final[dict[str, dict[str, Any]]] = {"sb3-a2c": {"algo": "a2c"}, "sb
 NAMES: Final = (*METHODS, *SB3_METHODS)
 SB3_OPTIONS: Final = frozenset({"steps", "evaluations"})
 TRAIN_OPTIONS: Final = frozenset(spec.name for spec in dataclasses.fields(TrainConfig)) - {
-    *("env", "method", "seed", "net_arch", "logdir", "run_name", "progress_bar", "checkpoint_freq")
+    *("env", "method", "seed", "net_arch", "logdir", "run_name", "progress_bar", "checkpoint_freq"),
+    *(*CLUSTER, "step_delay"),
 }
 
 

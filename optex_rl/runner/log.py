@@ -30,6 +30,9 @@ LINE_SECONDS: Final = 30.0  # between two lines of progress where no terminal sh
 LINE: Final = "{percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
+NOT_A_COLUMN: Final = "cluster/"  # tags of where and how fast a run was computed, which differ where the run does not
+
+
 def column_of(tag: str) -> str:
     """The column of progress.csv for a TensorBoard tag: its name in its section."""
     return "eval_return" if tag == "eval/mean_reward" else tag.partition("/")[2]
@@ -107,7 +110,8 @@ class RunLog:
             metrics: values by TensorBoard tag.
         """
         known = {tag: value for tag, value in metrics.items() if not math.isnan(value)}
-        row = {"iteration": iteration, **{column_of(tag): value for tag, value in known.items()}}
+        columns = {column_of(tag): value for tag, value in known.items() if not tag.startswith(NOT_A_COLUMN)}
+        row = {"iteration": iteration, **columns}
         with self._one_sentence():
             if not row.keys() <= set(self._columns):
                 self._extend([column for column in row if column not in self._columns])

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from ..agents import Agent
-from ..common.errors import NumericalError, ResumeWarning, RunFolderError
+from ..cluster import choose_evaluator
+from ..common.errors import ConfigError, NumericalError, ResumeWarning, RunFolderError, WorkerError
 from ..common.storage import load_checkpoint, must_fit, read_regular
-from ..training import EvaluatorFactory, Trainer, fuse
-from ..training.config import TrainConfig, load_config
+from ..training import EvaluatorFactory, Trainer
+from ..training.config import CLUSTER, TrainConfig, load_config
 from ..training.rollouts.normalization import Normalizer
 from .callbacks import BaseCallback, Run, check_callbacks
 from .folder import check_shared_options, locked, make_run_folder
@@ -60,7 +62,7 @@ def train(
     config: TrainConfig,
     policy: nn.Module | None = None,
     agent: Agent | None = None,
-    evaluator: EvaluatorFactory = fuse,
+    evaluator: EvaluatorFactory | None = None,
     callbacks: Sequence[BaseCallback] = (),
 ) -> TrainResult:
     """Train a policy and write its run folder.
@@ -74,17 +76,18 @@ def train(
         policy: a custom network, see `StackedPolicy`; by default the one that ``config.policy`` names, or an
             `MlpPolicy`.
         agent: a custom agent, in place of ``config.algo``.
-        evaluator: makes a custom evaluator, from the arguments of `fuse`.
+        evaluator: makes a custom evaluator, from the arguments of `fuse`; by default `choose_evaluator`'s.
         callbacks: see `optex_rl.BaseCallback`; they may stop the run.
 
     Raises:
         ConfigError: an option, the task or its spaces cannot be used; no run folder is made then.
         RunFolderError: the run folder exists or cannot be written.
         NumericalError: more than ``max_bad_iterations`` bad iterations in a row.
+        WorkerError: workers were lost too often in a row, or their cluster is gone.
     """
     check_callbacks(callbacks)
     with ExitStack() as stack:
-        trainer = Trainer(config, policy, agent, evaluator)
+        trainer = Trainer(config, policy, agent, evaluator or choose_evaluator(config))
         stack.callback(trainer.close)
         run_dir = make_run_folder(config)
         if run_dir is not None:
@@ -100,9 +103,10 @@ def resume(
     iterations: int | None = None,
     policy: nn.Module | str | None = None,
     agent: Agent | None = None,
-    evaluator: EvaluatorFactory = fuse,
+    evaluator: EvaluatorFactory | None = None,
     callbacks: Sequence[BaseCallback] = (),
     *,
+    cluster: Mapping[str, Any] | None = None,
     trust: bool = False,
 ) -> TrainResult:
     """Resume a run that was interrupted, killed, or is to have more iterations, from its last checkpoint.
@@ -117,12 +121,14 @@ def resume(
         policy, agent, evaluator: the custom ones that the run was started with, if any; the policy may be the
             "module:factory" that makes it, and is not needed if the options of the run name it.
         callbacks: as for `train`.
+        cluster: options of `CLUSTER` that differ from now on: how many workers, and where.
         trust: whether to run code that the options of the run name, as for `optex_rl.load`.
 
     Raises:
         RunFolderError: the folder holds no run that can be resumed, or another process is writing to it.
         ConfigError: config.yml holds an option that cannot be used.
         NumericalError: more than ``max_bad_iterations`` bad iterations in a row.
+        WorkerError: workers were lost too often in a row, or their cluster is gone.
 
     Warns:
         ResumeWarning: the environments cannot save their state, so their episodes start over.
@@ -130,6 +136,8 @@ def resume(
     run_dir = Path(run_dir)
     path = run_dir / "checkpoint.pt"
     check_callbacks(callbacks)
+    if unknown := sorted(set(cluster or ()) - set(CLUSTER)):
+        raise ConfigError(f"cluster may hold {', '.join(CLUSTER)}, and not {', '.join(unknown)}")
     with ExitStack() as stack:
         _check_run_folder(run_dir)
         stack.enter_context(locked(run_dir))
@@ -142,7 +150,8 @@ def resume(
                 check_shared_options(path, content, config)
             total = total_iterations(path, content, config.iterations, iterations)
         name, own = (policy, None) if isinstance(policy, str) else (config.policy, policy)
-        trainer = Trainer(dataclasses.replace(config, iterations=total, policy=name), own, agent, evaluator)
+        now = dataclasses.replace(config, iterations=total, policy=name, **cluster or {})
+        trainer = Trainer(now, own, agent, evaluator or choose_evaluator(now))
         stack.callback(trainer.close)
         if content is not None:
             restore(trainer, path, content)
@@ -152,7 +161,9 @@ def resume(
         recorder = Recorder(trainer, run_dir, content)
         stack.callback(recorder.close)
         recorder.begin()
-        if total != config.iterations:  # after the checkpoint, which decides where the two differ
+        if (
+            dataclasses.replace(now, policy=config.policy) != config
+        ):  # after the checkpoint, which decides where the two differ
             trainer.config.save(run_dir / "config.yml")
         return _loop(trainer, recorder, callbacks)
 
@@ -197,7 +208,7 @@ def _loop(trainer: Trainer, recorder: Recorder, callbacks: Sequence[BaseCallback
             callback.on_training_start(run)
         try:
             _iterate(run, recorder, result, bar, stop, callbacks)
-        except NumericalError:
+        except (NumericalError, WorkerError):
             recorder.save()
             raise
         recorder.finish()

@@ -120,7 +120,7 @@ def restore_policy(
         RunFolderError: the checkpoint holds another network, or is not built as it must be.
     """
     spaces = envs.single_observation_space, envs.single_action_space
-    normalizer = build_normalizer(config, envs)
+    normalizer = build_normalizer(config, spaces[0], envs.num_envs)
     with must_fit(path):
         # A custom agent, which is not needed here, may have had no critic where the agent of the options has one.
         critic = any(str(name).startswith("critic") for name in content["policy"])

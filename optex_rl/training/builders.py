@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..agents import Agent, Batch, CnnPolicy, MlpPolicy, ObservationLayout, StackedPolicy
 from ..bases import Objective
 from ..common.errors import ConfigError
-from ..envs import make_vec
+from ..envs import SlowVectorEnv, make_vec
 from .config import TrainConfig
 from .rollouts.collector import Collector
 from .rollouts.evaluator import Evaluator, FusedEvaluator
@@ -32,22 +32,40 @@ def fuse(config: TrainConfig, agent: Agent, policy: StackedPolicy) -> Evaluator:
         agent: gives the loss.
         policy: the network's architecture, as a function of the points; what these share has the values of each call.
     """
-    envs = make_envs(config, config.num_points * config.envs_per_point)
-    normalizer = build_normalizer(config, envs)
-    collector = Collector(envs, config.num_points, config.n_steps, config.seed, normalizer, config.noise_repeat)
-    return FusedEvaluator(policy, agent, collector)
+    return FusedEvaluator(policy, agent, build_collector(config, config.num_points, config.envs_per_point))
 
 
-def make_envs(config: TrainConfig, num_envs: int, *, render_mode: str | None = None) -> VectorEnv[Any, Any, Any]:
+def build_collector(
+    config: TrainConfig, num_points: int, envs_per_point: int, first_point: int = 0, backend: str = "auto"
+) -> Collector:
+    """What collects at some of the points of a run.
+
+    Args:
+        config: the options.
+        num_points: how many.
+        envs_per_point: environments of each.
+        first_point: number of the first.
+        backend: of the environments, see `make_vec`.
+    """
+    envs = make_envs(config, num_points * envs_per_point, backend=backend)
+    normalizer = build_normalizer(config, envs.single_observation_space, envs.num_envs)
+    if config.step_delay:
+        envs = SlowVectorEnv(envs, config.step_delay * envs.num_envs / config.n_envs)
+    sizes = num_points, config.n_steps, config.seed
+    return Collector(envs, *sizes, normalizer, config.noise_repeat, first_point)
+
+
+def make_envs(
+    config: TrainConfig, num_envs: int, *, render_mode: str | None = None, backend: str = "auto"
+) -> VectorEnv[Any, Any, Any]:
     """The task that the options describe, ``num_envs`` times.
 
     Raises:
         ConfigError: there is no such task, wrapper or argument.
     """
     wrappers, kwargs = find_wrappers(config.env_wrapper), config.env_kwargs or {}
-    return make_vec(
-        config.env, num_envs, render_mode=render_mode, wrappers=wrappers, frame_stack=config.frame_stack, **kwargs
-    )
+    options: Any = {"render_mode": render_mode, "backend": backend, "frame_stack": config.frame_stack}
+    return make_vec(config.env, num_envs, wrappers=wrappers, **options, **kwargs)
 
 
 def build_policy(config: TrainConfig, critic: bool, observations: Space[Any], actions: Space[Any]) -> nn.Module:
@@ -101,20 +119,25 @@ def build_objective(agent: Agent, policy: StackedPolicy) -> Objective:
     return Objective(loss, policy.policy, lambda batch: batch.obs[0].flatten(0, 1))
 
 
-def build_normalizer(config: TrainConfig, envs: VectorEnv[Any, Any, Any]) -> Normalizer:
+def build_normalizer(config: TrainConfig, observations: Space[Any], num_envs: int) -> Normalizer:
     """The normalisation that the options describe, before it has seen anything.
+
+    Args:
+        config: the options.
+        observations: the space of a single observation.
+        num_envs: environments of all points together.
 
     Raises:
         ConfigError: observations are to be normalised, and there are no numbers in them.
     """
-    features = ObservationLayout(envs.single_observation_space).box_numbers
+    features = ObservationLayout(observations).box_numbers
     if config.normalize_obs and not features:
         raise ConfigError(
             "normalize_obs must be false: it is for the numbers of a Box, and there are none in "
-            f"{envs.single_observation_space} (images are divided by 255 in any case)"
+            f"{observations} (images are divided by 255 in any case)"
         )
     flags = {"obs": config.normalize_obs, "reward": config.normalize_reward}
-    return Normalizer(features, envs.num_envs, config.gamma, **flags)
+    return Normalizer(features, num_envs, config.gamma, **flags)
 
 
 def parameter_groups(policy: nn.Module) -> list[dict[str, Any]]:

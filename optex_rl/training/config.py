@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,10 +33,11 @@ LARGEST_SEED: Final = 2**32 - 1  # that NumPy, PyTorch and Gymnasium all take
 MOST_EPISODES: Final = 10**5  # of an evaluation: each has an environment of its own
 MOST_BYTES: Final = 2**20  # of config.yml
 MOST_SAMPLES: Final = 10**7  # of an iteration, which has them all in memory
+CLUSTER: Final = ("workers", "ray_address", "worker_timeout")  # options that say where points are evaluated
 # Options that may differ between a run and its resumption: how long it is, and where and how it is written and shown.
 FREE: Final = (
     *("iterations", "checkpoint_freq", "max_bad_iterations", "policy"),  # which the network's shapes identify
-    *("device", "logdir", "run_name", "progress_bar"),
+    *("device", "logdir", "run_name", "progress_bar", *CLUSTER, "step_delay"),
 )
 
 
@@ -183,6 +185,22 @@ class TrainConfig:
         10, "attempts in a row with NaN or infinite numbers before the run stops", high=10**6
     )
     device: str = _option("cpu", "torch device of parameters, history and batches")
+    workers: int | None = _option(
+        None,
+        "processes of a Ray cluster that evaluate the points, at most one for each; none: this process",
+        low=1,
+        high=1000,
+        other="none",
+    )
+    ray_address: str | None = _option(
+        None, "cluster of the workers, 'auto' or HOST:PORT; none: one of their own on this machine"
+    )
+    worker_timeout: float = _option(
+        600.0, "seconds after which a worker that has not answered is replaced", low=1e-3, high=10**6
+    )
+    step_delay: float = _option(
+        0.0, "seconds asleep in each step of n_envs environments: a stand-in for a slow simulator", high=3600
+    )
     logdir: str | None = _option("runs", "folder of all run folders; none to write nothing")
     run_name: str | None = _option(None, "name of the run folder; by default ENV_ALGO_METHOD_SEED, numbered if taken")
     progress_bar: bool = _option(True, "show a progress bar")
@@ -202,9 +220,21 @@ class TrainConfig:
         if self.n_critic_updates and not self.make_agent().shares_critic:
             why = f"the critic of {self.algo}, with these options, cannot be fitted apart; use a2c"
             raise ConfigError(f"n_critic_updates must be 0, got {self.n_critic_updates}: {why}")
+        self._check_cluster()
         self.optex_options()
         check_name(self.optimizer)
         check_device(self.device)
+
+    def _check_cluster(self) -> None:
+        """Raise a ConfigError unless there is something to do for each worker, and a cluster can have this address."""
+        if self.workers is not None and self.workers > self.parts:
+            words = f"{self.parts} with method {self.method} and parallelism {self.parallelism}, got {self.workers}"
+            raise ConfigError(f"workers must be at most {words}: the others would have nothing to do")
+        if self.ray_address is not None:
+            if self.workers is None:
+                raise ConfigError(f"ray_address needs workers, the number of processes; got {self.ray_address!r} alone")
+            if not re.fullmatch(r"auto|[^\s:/]+:\d{1,5}", self.ray_address):
+                raise ConfigError(f"ray_address must be 'auto' or HOST:PORT, got {shown(self.ray_address)}")
 
     @classmethod
     def recommended(cls, env: str | EnvFactory = "CartPole-v1", algo: str = "a2c", **overrides: Any) -> TrainConfig:
@@ -232,6 +262,11 @@ class TrainConfig:
     def envs_per_point(self) -> int:
         """Environments of each parameter set: data-parallel gives its one point those of all."""
         return self.n_envs * (self.parallelism if self.method == "data-parallel" else 1)
+
+    @property
+    def parts(self) -> int:
+        """What an evaluation can be divided into among workers: points, or groups of ``n_envs`` environments."""
+        return self.num_points * self.envs_per_point // self.n_envs
 
     @property
     def samples(self) -> int:

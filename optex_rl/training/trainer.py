@@ -30,7 +30,7 @@ from .config import TrainConfig
 from .faults import FaultLog, describe, find_faults, gather_evidence
 from .rollouts.episodes import EpisodeStatistics
 from .rollouts.evaluation import evaluate_policy, example_observations
-from .rollouts.evaluator import Evaluation
+from .rollouts.evaluator import Evaluation, ReportsMetrics
 from .rollouts.seeding import spawn_seeds
 from .updates import CriticUpdates
 
@@ -118,6 +118,7 @@ class Trainer:
             **{f"train/{name}": value for name, value in report.items()},
             "train/dropped_points": self.faults.dropped - dropped,
             **{f"optex/{name}": value for name, value in self.optimizer.statistics.items()},
+            **(self.evaluator.metrics() if isinstance(self.evaluator, ReportsMetrics) else {}),
         }
 
     def _attempt(self) -> dict[str, float]:

@@ -163,7 +163,7 @@ class _Window:
         self.terminated = np.empty((n_steps, num_envs), np.bool_)
         self.truncated = np.empty((n_steps, num_envs), np.bool_)
         self._final: list[tuple[int, int, Array]] = []  # (t, n·E + e, successor observation)
-        self._episodes: list[tuple[int, float, int]] = []
+        self._episodes: list[tuple[int, int, float, int]] = []  # t, n·E + e, return, length
 
     def add(self, obs: Array, actions: Array, rewards: Array, terminated: Array, truncated: Array) -> None:
         """One step of all environments."""
@@ -179,13 +179,14 @@ class _Window:
         t = len(self._obs) - 1
         terminated, truncated = self.terminated[t], self.truncated[t]
         for i in np.flatnonzero(terminated | truncated).tolist():
-            self._episodes.append((i, float(episode["r"][i]), int(episode["l"][i])))
+            self._episodes.append((t, i, float(episode["r"][i]), int(episode["l"][i])))
             if not terminated[i]:
                 self._final.append((t, i, final_obs[i]))
 
     def episodes(self, envs_per_point: int) -> list[Episode]:
         """The episodes that ended in a finite return, in the order in which they did."""
-        return [Episode(i // envs_per_point, r, length) for i, r, length in self._episodes if math.isfinite(r)]
+        finite = (episode for episode in self._episodes if math.isfinite(episode[2]))
+        return [Episode(i // envs_per_point, r, length, t) for t, i, r, length in finite]
 
     @cached_property
     def obs(self) -> Array:

@@ -11,11 +11,15 @@ WINDOW: Final = 100  # episodes in ep_rew_mean, as in stable-baselines3
 
 
 class Episode(NamedTuple):
-    """A finished episode: the point that played it, its undiscounted return and its length in steps."""
+    """A finished episode: the point that played it, its undiscounted return, its length in steps.
+
+    ``ended`` is the step of the window in which it did; episodes come in the order of these, then of environments.
+    """
 
     point: int
     ep_return: float
     length: int
+    ended: int = 0
 
 
 class EpisodeStatistics:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...agents import Agent, AgentLosses, Batch, StackedPolicy
+from ...agents import Agent, AgentLosses, Batch, BoundPolicy, StackedPolicy
 from ...envs import NativeVectorEnv, describe_backend
 from .collector import Collector
 from .episodes import Episode
@@ -32,7 +32,7 @@ class Evaluation(NamedTuple):
         gradients: ``[N, d]``.
         losses: the total loss at each point and its parts, ``[N]`` each, detached.
         episodes: the episodes that ended while the experience was collected.
-        batch: the experience, ``[N, T, E, …]``.
+        batch: the experience, ``[N, T, E, …]``; without steps (T = 0) where nobody asked an evaluator for it.
         broken: which environments gave observations or rewards that are NaN or infinite, ``[N·E]``.
         samples: environment steps that it took, over all points.
     """
@@ -81,6 +81,21 @@ class Evaluator(Protocol):
         """Close environments and processes."""
 
 
+@runtime_checkable
+class ReportsMetrics(Protocol):
+    """An evaluator with something to log."""
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the last iteration by TensorBoard tag."""
+
+
+def differentiate(agent: Agent, bound: BoundPolicy, points: Tensor, batch: Batch) -> tuple[Tensor, AgentLosses]:
+    """Gradients ``[N, d]`` and losses, detached, of an agent at ``points``, which ``bound`` depends on."""
+    losses = agent.loss(bound, batch)
+    (gradients,) = torch.autograd.grad(losses.total.sum(), points)
+    return gradients, losses._replace(total=losses.total.detach())
+
+
 class FusedEvaluator:
     """The evaluator in this process: one batched forward pass per time step serves all N points.
 
@@ -105,9 +120,7 @@ class FusedEvaluator:
         batch, episodes = self.collector.collect(bound, points.device)
         if prepare is not None:
             prepare(points.detach(), batch, self.collector.broken)
-        losses = self.agent.loss(bound, batch)
-        (gradients,) = torch.autograd.grad(losses.total.sum(), points)
-        losses = losses._replace(total=losses.total.detach())
+        gradients, losses = differentiate(self.agent, bound, points, batch)
         return Evaluation(gradients, losses, episodes, batch, self.collector.broken, math.prod(self.collector.shape))
 
     @property

@@ -33,6 +33,13 @@ class Moments(NamedTuple):
     var: FloatArray
 
 
+class Report(NamedTuple):
+    """What a `Normalizer` has noted of some environments: moments of windows, and their discounted sums since then."""
+
+    seen: list[tuple[Moments, Moments]]
+    returns_so_far: FloatArray
+
+
 def prior_moments(*shape: int) -> Moments:
     """Mean 0 and variance 1, to be outweighed by the first data."""
     return Moments(PRIOR_ROWS, np.zeros(shape), np.ones(shape))
@@ -143,6 +150,21 @@ class Normalizer:
             numbers = numbers.reshape(sums.size, numbers.shape[-1])
             self._seen.append((moments_of(numbers), moments_of(sums.reshape(-1))))
 
+    def share(self, envs: slice) -> dict[str, Any] | None:
+        """The state of a normalizer of some of the environments; None if nothing is normalised."""
+        if not (self.obs or self.reward):
+            return None
+        return self.state_dict() | {"returns_so_far": torch.tensor(self._returns[envs])}
+
+    def report(self) -> Report:
+        """What it has noted since the last update, for `include`."""
+        return Report(list(self._seen), self._returns.copy())
+
+    def include(self, envs: slice, report: Report) -> None:
+        """Note what a normalizer of some of the environments has noted since it was given its `share`."""
+        self._seen += report.seen
+        self._returns[envs] = report.returns_so_far
+
     def update(self) -> None:
         """Update the moments with the windows noted since the last update."""
         for obs, returns in self._seen:
@@ -150,9 +172,9 @@ class Normalizer:
             self.return_moments = merge_moments(self.return_moments, returns)
         self._seen.clear()
 
-    def reset_episodes(self) -> None:
-        """All environments begin new episodes."""
-        self._returns = np.zeros_like(self._returns)
+    def reset_episodes(self, envs: slice = slice(None)) -> None:
+        """All environments begin new episodes, or some of them."""
+        self._returns[envs] = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Copy as plain values and tensors."""
