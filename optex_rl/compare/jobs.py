@@ -103,7 +103,12 @@ def follow_training(config: TrainConfig, until: float | None = None) -> Curve:
     A run that holds the return ``until``, or that a numerical fault stops, keeps its last policy for the iterations
     that are left.
     """
-    trainer = Trainer(config)
+    return follow_trainer(Trainer(config), until)
+
+
+def follow_trainer(trainer: Trainer, until: float | None = None) -> Curve:
+    """The curve of a new trainer, see `follow_training`; it is closed at the end."""
+    config = trainer.config
     points: list[Point] = [(0, 0, 0.0, 0.0, trainer.evaluate())]
     wall = cpu = 0.0
     try:

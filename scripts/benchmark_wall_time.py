@@ -1,0 +1,191 @@
+"""Wall time to a return where steps take their time: OptEx, data-parallel and PPO on the same workers, and vanilla.
+
+Acrobot-v1, whose steps sleep for --delay seconds: a stand-in for a simulator elsewhere. N workers of a Ray cluster on
+this machine have a point each, or with data-parallel and PPO a group of as many environments. Every method has the
+settings that docs/benchmarks.md found for it with so many points. A run stops once it holds the threshold. Seconds are
+wall time of training without evaluations; processor seconds are those of the learner, in which PPO's epochs are.
+Finished runs are kept in --folder, and the same command does what is missing; then the table is printed and the figure
+drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from optex_rl import TrainConfig
+from optex_rl.cluster import spread
+from optex_rl.cluster.session import OWN
+from optex_rl.compare.jobs import THRESHOLDS, follow_trainer
+from optex_rl.compare.methods import method_options
+from optex_rl.compare.report import figure
+from optex_rl.compare.statistics import Curve, interquartile_mean, summarize
+from optex_rl.runner.plots import new_figure, save_figure
+from optex_rl.training import Trainer
+from optex_rl.training.builders import build_collector
+from optex_rl.training.rollouts.evaluator import Evaluator
+
+ray: Any = importlib.import_module("ray")  # typed in parts only
+
+ENV: Final = "Acrobot-v1"
+# The commands of docs/benchmarks.md: N, iterations of a whole run, and each method at its tuned settings.
+SETTINGS: Final[Mapping[int, tuple[int, Sequence[str]]]] = {
+    1: (40, ["vanilla:learning_rate=0.006"]),
+    4: (
+        40,
+        [
+            "optex:learning_rate=0.006",
+            "data-parallel:learning_rate=0.024",
+            "ppo:learning_rate=0.000375,batch_size=512,n_epochs=20",
+        ],
+    ),
+    8: (
+        20,
+        [
+            "optex:learning_rate=0.003",
+            "data-parallel:learning_rate=0.024",
+            "ppo:learning_rate=0.0001875,batch_size=512,n_epochs=20",
+        ],
+    ),
+}
+
+
+def config_of(method: str, N: int, iterations: int, delay: float) -> TrainConfig:
+    """The options of a method with N workers."""
+    fixed, _ = method_options(method)
+    quiet: dict[str, Any] = {"logdir": None, "progress_bar": False, "eval_freq": 1, "step_delay": delay}
+    sizes: dict[str, Any] = {"parallelism": N, "workers": N, "iterations": iterations, "gae_lambda": 0.98}
+    return TrainConfig.recommended(ENV, **{"algo": "a2c"} | quiet | sizes | fixed)
+
+
+class Lent:
+    """An evaluator for several runs: it is not closed with them."""
+
+    def __init__(self, inner: Evaluator) -> None:
+        self.inner = inner
+
+    def __call__(self, points: torch.Tensor) -> Any:
+        """See `Evaluator`."""
+        return self.inner(points)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def evaluator_of(config: TrainConfig) -> Iterator[Evaluator]:
+    """The workers of a method; starting them takes longer than a run."""
+    made: list[Evaluator] = []
+
+    def make(*arguments: Any) -> Any:
+        made.append(spread(*arguments))
+        return made[0]
+
+    trainer = Trainer(config, make_evaluator=make)
+    try:
+        yield made[0]
+    finally:
+        trainer.close()
+
+
+def run(config: TrainConfig, evaluator: Evaluator) -> Curve:
+    """A run on workers that are there, whose environments, random numbers and statistics are made those of its seed."""
+    fresh = build_collector(replace(config, step_delay=0.0), config.parts, config.n_envs)
+    evaluator.normalizer.load_state_dict(fresh.normalizer.state_dict())
+    evaluator.load_state_dict(fresh.state_dict())
+    lent: Any = Lent(evaluator)
+    return follow_trainer(Trainer(config, make_evaluator=lambda *_: lent), THRESHOLDS[ENV])
+
+
+def run_all(options: argparse.Namespace) -> dict[str, list[Curve]]:
+    """The curves of all methods, "N = 4, optex", those that are not in the folder being run."""
+    curves: dict[str, list[Curve]] = {}
+    for N in options.parallelism:
+        iterations, methods = SETTINGS[N]
+        for method in methods:
+            name = f"N = {N}, {method.partition(':')[0]}"
+            config = config_of(method, N, iterations, options.delay)
+            paths = [
+                options.folder / f"{name.replace(' = ', '').replace(', ', '_')}_{s}.json" for s in range(options.seeds)
+            ]
+            if not all(path.exists() for path in paths):
+                with evaluator_of(config) as evaluator:
+                    for seed, path in enumerate(paths):
+                        if not path.exists():
+                            curve = run(replace(config, seed=seed), evaluator)
+                            path.write_text(json.dumps(curve._asdict()))
+            curves[name] = [Curve(**json.loads(path.read_text())) for path in paths]
+    return curves
+
+
+def print_table(curves: Mapping[str, Sequence[Curve]]) -> None:
+    """Medians of what it took to the threshold."""
+    print("| workers | iterations | wall seconds | processor s of the learner | s an iteration | reached |")
+    print("|---|---|---|---|---|---|")
+    for name, some in curves.items():
+        found = summarize(some, THRESHOLDS[ENV], -500.0, np.random.default_rng(0))
+        each = np.median([seconds_of_one(curve) for curve in some])
+        cells = [figure(found.iterations), figure(found.seconds), figure(found.cpu_seconds), f"{each:.2f}"]
+        print(f"| {name} | {' | '.join(cells)} | {found.reached}/{found.runs} |")
+
+
+def seconds_of_one(curve: Curve) -> float:
+    """Wall seconds of an iteration; where the run has stopped the time stands still."""
+    going = sum(later > now for now, later in zip(curve.wall_time, curve.wall_time[1:], strict=False))
+    return curve.wall_time[-1] / going
+
+
+def draw(curves: Mapping[str, Sequence[Curve]], output: Path) -> None:
+    """Return against wall seconds, interquartile mean over seeds, on a common grid of seconds."""
+    drawing = new_figure(width=8, height=4.5)
+    panel: Any = drawing.subplots()
+    end = max(np.median([curve.wall_time[-1] for curve in some]) for some in curves.values())
+    grid = np.linspace(0.0, end, 200)
+    for number, (name, some) in enumerate(curves.items()):
+        returns = [np.interp(grid, curve.wall_time, curve.returns) for curve in some]
+        style = {"vanilla": "-", "optex": "-", "data-parallel": "--", "ppo": ":"}[name.partition(", ")[2]]
+        panel.plot(grid, interquartile_mean(returns), style, label=name, color=f"C{number}")
+    panel.axhline(THRESHOLDS[ENV], color="black", linestyle=":", linewidth=1)
+    panel.set(xlabel="wall seconds of training", ylabel="return", title=ENV)
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize="small")
+    save_figure(drawing, output)
+
+
+def main() -> None:
+    """Parse the flags, run, print a Markdown table and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parallelism", type=int, nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--delay", type=float, default=5e-3, help="seconds of a step (default: 0.005)")
+    parser.add_argument("--seeds", type=int, default=10, help="runs of each method (default: 10)")
+    parser.add_argument("--folder", type=Path, default=Path("wall-time"), help="of the runs (default: wall-time)")
+    parser.add_argument("--output", type=Path, default=Path("wall-time.png"), help="figure (default: wall-time.png)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    print(f"load of the machine before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(**OWN, num_cpus=max(options.parallelism), log_to_driver=False, logging_level="ERROR")
+    try:
+        curves = run_all(options)
+    finally:
+        ray.shutdown()
+    print_table(curves)
+    draw(curves, options.output)
+
+
+if __name__ == "__main__":
+    main()
