@@ -18,7 +18,7 @@ from optex_rl.training.config import load_config
 from optex_rl.training.presets import tuned_options
 
 CLASSIC = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"]
-TASKS = [*CLASSIC, "LunarLander-v3", "Catch-v0"]
+TASKS = [*CLASSIC, "LunarLander-v3", "Catch-v0", "InvertedPendulum-v5"]
 NOT_OF_A_TASK = {"env", "algo", "seed", "device", "logdir", "run_name", "progress_bar", "eval_freq", "eval_episodes"}
 
 
