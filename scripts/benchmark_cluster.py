@@ -1,7 +1,8 @@
 """Workers of a Ray cluster beside the fused evaluator, in one run: what they cost, and what they gain where evaluations
 take their time.
 
-    overhead  an iteration of CartPole's sizes with N = 4: Ray's part of it, on one worker and on four
+    overhead  an iteration of CartPole's sizes with N = 4: Ray's part of it, on one worker and on four, and what learner
+              and workers take of the processors, which other programs hardly change
     cheetah   HalfCheetah-v5: iterations a second of one process and of two workers
     delay     CartPole whose steps take --delay seconds asleep: N = 16 on sixteen workers and on one; N on N workers
     sizes     bytes that travel in an iteration, serialised as Ray does it, for several agents and networks
@@ -59,9 +60,10 @@ def alternate(made: Mapping[str, Trainer], rounds: int, warm_up: int) -> dict[st
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in made}
     for number in range(warm_up + rounds):
         for name, trainer in made.items():
-            started = time.perf_counter()
+            started = time.perf_counter(), time.process_time()
             metrics = trainer.iterate()
-            metrics["seconds"] = time.perf_counter() - started
+            metrics["seconds"] = time.perf_counter() - started[0]
+            metrics["cpu"] = time.process_time() - started[1]
             if number >= warm_up:
                 rows[name].append(metrics)
     return rows
@@ -92,13 +94,25 @@ def show_overhead(options: argparse.Namespace) -> None:
     """The subcommand overhead."""
     sizes = {**SMALL, "parallelism": 4, "n_envs": 8, "n_steps": 128}
     configs = {"fused": TrainConfig(**sizes)}
-    configs |= {f"{W} workers": TrainConfig(**sizes, workers=W) for W in (1, 4)}
+    configs |= {f"{W} worker{'s' if W > 1 else ''}": TrainConfig(**sizes, workers=W) for W in (1, 4)}
     with trainers(configs) as made:
-        rows = alternate(made, options.rounds, warm_up=8)
-    print("| CartPole-v1, N = 4, 8 × 128 | iteration, ms | best | Ray's part, ms | best |\n|---|---|---|---|---|")
+        alternate(made, rounds=0, warm_up=8)
+        before = {name: workers_cpu(trainer) for name, trainer in made.items()}
+        rows = alternate(made, options.rounds, warm_up=0)
+        spent = {name: 1e3 * (workers_cpu(made[name]) - before[name]) / options.rounds for name in made}
+    print("| CartPole-v1, N = 4, 8 × 128 | iteration, ms | best | Ray's part, ms | best | CPU ms, learner | workers |")
+    print("|---|---|---|---|---|---|---|")
     for name, some in rows.items():
         parts = "– | –" if name == "fused" else cells(column(some, overhead_of))
-        print(f"| {name} | {cells(column(some, seconds))} | {parts} |")
+        cpu = statistics.median(1e3 * row["cpu"] for row in some)
+        print(f"| {name} | {cells(column(some, seconds))} | {parts} | {cpu:.1f} | {spent[name]:.1f} |")
+
+
+def workers_cpu(trainer: Trainer) -> float:
+    """Processor seconds of all workers so far."""
+    evaluator: Any = trainer.evaluator
+    actors = evaluator.crew._actors if trainer.config.workers else []
+    return float(sum(ray.get([actor.__ray_call__.remote(lambda self: time.process_time()) for actor in actors])))
 
 
 def show_cheetah(options: argparse.Namespace) -> None:

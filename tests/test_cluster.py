@@ -379,8 +379,8 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch: pytest.Monke
 
 
 def test_errors_in_one_line() -> None:
-    error = RayError("first\nsecond")
-    assert one_line(error) == "RayError: first"
+    error = RayError("The actor died.\nsecond")
+    assert one_line(error) == "RayError: The actor died"
     error.cause = ValueError("what the environment said\nand more")  # type: ignore[attr-defined]
     assert one_line(error) == "ValueError: what the environment said"
     assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"

@@ -130,4 +130,4 @@ def one_line(error: BaseException) -> str:
     origin = cause if isinstance(cause, BaseException) else error
     lines = [line.strip() for line in str(origin).splitlines() if line.strip()]
     kind = type(origin).__name__
-    return f"{kind}: {lines[0]}" if lines else kind
+    return f"{kind}: {lines[0].rstrip('.')}" if lines else kind
