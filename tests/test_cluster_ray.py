@@ -260,7 +260,7 @@ def test_an_environment_that_fails_or_hangs(tmp_path: Path, hangs: bool, reason:
     assert not result.interrupted
 
 
-ITERATIONS = 600
+ITERATIONS = 300
 COMMAND = [sys.executable, "-m", "optex_rl", "train", "--n-envs", "2", "--n-steps", "8", "--net-arch", "4"]
 COMMAND += ["--parallelism", "2", "--workers", "2", "--eval-freq", "2", "--eval-episodes", "2", "--no-progress-bar"]
 COMMAND += ["--checkpoint-freq", "1", "--lr-schedule", "constant", "--iterations", str(ITERATIONS), "--run-name", "run"]
@@ -306,7 +306,8 @@ def test_sigkill_of_the_learner_leaves_no_worker(tmp_path: Path, monkeypatch: py
     run.send_signal(signal.SIGKILL)
     run.communicate()
     assert gone(family, 60)
-    whole = undisturbed(monkeypatch, config(tmp_path, "whole", iterations=ITERATIONS))
+    same_options = OPTIONS | {"logdir": str(tmp_path), "run_name": "whole", "iterations": ITERATIONS}
+    whole = undisturbed(monkeypatch, TrainConfig.recommended(**same_options))  # as the command has them
     monkeypatch.setattr(cluster_evaluator, "Session", LocalSession)
     assert len(resume(tmp_path / "run").rows) > 0
     assert_same_runs(whole, tmp_path / "run")
