@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -25,3 +26,13 @@ class SlowVectorEnv(VectorWrapper[Any, Any, Any, npt.NDArray[Any], Any]):
         """One step of all sub-environments, after the delay."""
         time.sleep(self.delay)
         return self.env.step(actions)
+
+    def get_state(self) -> dict[str, Any]:
+        """The state of a native environment, whose steps are delayed."""
+        inner: Any = self.env
+        return dict(inner.get_state())
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `get_state` returned."""
+        inner: Any = self.env
+        inner.set_state(state)

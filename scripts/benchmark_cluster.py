@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import gymnasium
 import torch
 
 from optex_rl import TrainConfig
@@ -33,6 +32,7 @@ from optex_rl.cluster.evaluator import divided_work, make_orders
 from optex_rl.cluster.session import OWN
 from optex_rl.cluster.shares import divide
 from optex_rl.cluster.worker import Order, Spec, Worker
+from optex_rl.envs import find_task
 from optex_rl.training import Trainer
 from optex_rl.training.builders import split_critic
 
@@ -178,7 +178,7 @@ class LocalEvaluator:
         critic = split_critic(trainer.policy)[1] if config.n_critic_updates else []
         self.policy = StackedPolicy(trainer.policy, shared=critic)
         self.shares = divide(config.parts, config.workers or 1, config.n_envs)
-        made_from = config, trainer.agent, self.policy, gymnasium.spec(config.env)
+        made_from = config, trainer.agent, self.policy, find_task(config.env)
         wanted = divided_work(config, trainer.agent)
         self.workers = [Worker(Spec(*made_from, share, *wanted)) for share in self.shares]
 

@@ -174,7 +174,7 @@ class RayEvaluator:
 
     def state_dict(self) -> dict[str, Any]:
         """Random numbers and environments: the state of `FusedEvaluator`, whatever the number of workers."""
-        return join_states(self._states)
+        return dict(join_states(self._states))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load a state from `state_dict`; the workers get it with the next evaluation."""

@@ -234,7 +234,7 @@ class TrainConfig:
             if self.workers is None:
                 raise ConfigError(f"ray_address needs workers, the number of processes; got {self.ray_address!r} alone")
             if not re.fullmatch(r"auto|[^\s:/]+:\d{1,5}", self.ray_address):
-                raise ConfigError(f"ray_address must be 'auto' or HOST:PORT, got {shown(self.ray_address)}")
+                raise ConfigError(f"ray_address must be 'auto' or HOST:PORT, got {self.ray_address!r}")
 
     @classmethod
     def recommended(cls, env: str | EnvFactory = "CartPole-v1", algo: str = "a2c", **overrides: Any) -> TrainConfig:
