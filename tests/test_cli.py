@@ -84,7 +84,7 @@ def test_tensorboard_steps_are_sequential_iterations(run_dir: Path) -> None:
 
     events = EventAccumulator(str(run_dir))
     events.Reload()
-    scalars = events.Scalars("rollout/cumulative_average_reward")
+    scalars = events.Scalars("curve/cumulative_average_reward")
     with (run_dir / "progress.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [event.step for event in scalars] == [int(row["iteration"]) for row in rows]

@@ -34,7 +34,8 @@ class Recorder:
         self.trainer, self.run_dir = trainer, run_dir
         trainer.faults.folder = run_dir
         self.pending: dict[str, float] | None = None if saved is None else saved.get("pending")
-        self._log = None if run_dir is None else RunLog(run_dir, None if saved is None else self.written)
+        done = None if saved is None else self.written
+        self._log = None if run_dir is None else RunLog(run_dir, done, trainer.config.values())
         self._opened = self._saved_at = time.perf_counter()
         self._started = self._opened - (0.0 if saved is None else saved["wall_time"])
         self._opened_at_step, self._evaluating = trainer.env_steps, 0.0
