@@ -133,7 +133,7 @@ def test_a_missing_package_is_one_sentence(
     expected = rf"base optimizer \w+ needs the package {package}: pip install 'optex-rl\[{extra}\]'"
     with pytest.raises(ConfigError, match=expected):
         resolve_base(name)
-    assert start(tmp_path, "--optimizer", name) == 2
+    assert start(tmp_path, "--optimizer", name, "--learning-rate", "0.1") == 2
     assert f"pip install 'optex-rl[{extra}]'" in capsys.readouterr().err
 
 
@@ -298,7 +298,7 @@ CONTINUOUS = ("--env", "Pendulum-v1", "--algo", "reinforce", "--n-steps", "20")
     + [(name, CONTINUOUS) for name in REFRESHED],
 )
 def test_a_run_resumes_exactly(name: str, options: tuple[str, ...], tmp_path: Path) -> None:
-    flags = ["--optimizer", name, "--lr-schedule", "constant", *options]
+    flags = ["--optimizer", name, "--learning-rate", "0.003", "--lr-schedule", "constant", *options]
     assert start(tmp_path, *flags, name="whole") == 0
     assert start(tmp_path, *flags, iterations=2, name="halves") == 0
     assert main(["train", "--resume", str(tmp_path / "halves"), "--iterations", "4"]) == 0

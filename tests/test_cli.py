@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 from gymnasium.spaces import Box, Text
 
 from optex_rl.cli.commands import build_parser, main
-from optex_rl.cli.flags import given_options
+from optex_rl.cli.flags import GROUPS, given_options
 from optex_rl.training.config import TrainConfig, load_config
+from optex_rl.training.presets import tuned_options
 
 from .helpers import registered
 
@@ -82,7 +84,7 @@ def test_tensorboard_steps_are_sequential_iterations(run_dir: Path) -> None:
 
     events = EventAccumulator(str(run_dir))
     events.Reload()
-    scalars = events.Scalars("rollout/cumulative_average_reward")
+    scalars = events.Scalars("curve/cumulative_average_reward")
     with (run_dir / "progress.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [event.step for event in scalars] == [int(row["iteration"]) for row in rows]
@@ -141,11 +143,91 @@ def test_unsupported_action_space(odd_env: str, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "logs").exists()
 
 
-def test_unknown_choice_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--lr", "0.1"], "unknown flag --lr (did you mean '--learning-rate'?)"),
+        (["train", "--lr=0.1"], "unknown flag --lr (did you mean '--learning-rate'?)"),
+        (["train", "--learning_rate", "0.1"], "unknown flag --learning_rate (did you mean '--learning-rate'?)"),
+        (["train", "--learning", "0.1"], "unknown flag --learning (did you mean '--learning-rate'?)"),
+        (["train", "--total-timesteps", "5"], "unknown flag --total-timesteps (did you mean '--iterations'?)"),
+        (["train", "--no-progres-bar"], "unknown flag --no-progres-bar (did you mean '--no-progress-bar'?)"),
+        (["train", "--paralellism", "4"], "unknown flag --paralellism (did you mean '--parallelism'?)"),
+        (["train", "-seed", "4"], "unknown flag -seed (did you mean '--seed'?)"),
+        (["train", "--xyzzy"], "unknown flag --xyzzy (see optex-rl train --help)"),
+        (["evaluate", "--bets"], "unknown flag --bets (did you mean '--best'?)"),  # and not that RUN_DIR is missing
+        (["compare", "--method", "optex"], "unknown flag --method (did you mean '--methods'?)"),
+        (["trian"], "unknown command 'trian' (did you mean 'train'?); known are train, evaluate, plot, compare"),
+        (["--treads", "1", "train"], "unknown flag --treads"),
+        (["train", "CartPole-v1"], "unexpected argument 'CartPole-v1' (see optex-rl train --help)"),
+        (["train", "--method", "magic"], "invalid choice: 'magic'"),
+        (["train", "--iterations", "ten"], "argument --iterations: invalid number value: 'ten'"),
+        (["evaluate"], "the following arguments are required: RUN_DIR"),
+        ([], "the following arguments are required: COMMAND (see optex-rl --help)"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expect_refusal(arguments, message, capsys, 2)
+
+
+@pytest.fixture
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # for words are cut at their hyphens
+
+
+def help_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command prints before it ends with status 0, its lines joined."""
     with pytest.raises(SystemExit) as exit_info:
-        main(["train", "--method", "magic"])
-    assert exit_info.value.code == 2
-    assert "invalid choice: 'magic'" in capsys.readouterr().err
+        main(arguments)
+    assert exit_info.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.usefixtures("_wide")
+@pytest.mark.parametrize("order", [["--env", "Pendulum-v1", "--algo", "ppo", "-h"], ["--help", "--env=Pendulum-v1"]])
+def test_the_help_of_train_has_the_tuned_values_of_the_task(
+    order: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    algo = "ppo" if "ppo" in order else "a2c"
+    tuned, text = tuned_options("Pendulum-v1", algo), help_of(["train", *order], capsys)
+    assert f"Values marked tuned are for {algo} on Pendulum-v1." in text
+    assert f"learning rate of the base optimizer (tuned: {tuned['learning_rate']})" in text
+    assert f"discount factor (tuned: {tuned['gamma']})" in text
+    assert "normalise observations by running mean and variance (tuned: yes)" in text
+    assert text.count("(tuned: ") == len(tuned)
+    assert "hidden layers of actor and critic (default: 64 64)" in text
+
+
+@pytest.mark.usefixtures("_wide")
+def test_the_help_of_train_stands_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(["train", "--help"], capsys)
+    assert "Values marked tuned are for a2c on CartPole-v1." in text
+    first = ["run: --algo", "points and OptEx: --parallelism", "agent: --gamma"]
+    first += ["experience and network: --normalize-obs", "evaluation, files and display: --eval-freq"]
+    places = [text.index(words) for words in first]
+    assert places == sorted(places)
+    assert list(GROUPS) == [spec.name for spec in dataclasses.fields(TrainConfig) if spec.name in GROUPS]
+
+
+@pytest.mark.usefixtures("_wide")
+def test_the_help_of_train_where_nothing_is_tuned(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(["train", "--env", "FrozenLake-v1", "--help"], capsys)
+    assert "Nothing is tuned for a2c on FrozenLake-v1." in text
+    assert "(tuned: " not in text
+    text = help_of(["train", "--optimizer", "sgd", "--help"], capsys)
+    assert "(tuned: for adam only, to be given with sgd)" in text
+
+
+@pytest.mark.parametrize("flags", [[], ["--env", "FrozenLake-v1"]])
+def test_the_learning_rate_of_adam_is_for_adam(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sgd = ["--optimizer", "sgd", "--logdir", str(tmp_path)]
+    expect_refusal(["train", *SMALL, *sgd, *flags], "learning_rate must be given with the optimizer 'sgd'", capsys, 2)
+    assert not list(tmp_path.iterdir())
+    assert main(["train", *SMALL, *sgd, "--learning-rate", "1"]) == 0
 
 
 def test_an_existing_run_folder_is_refused_unharmed(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +243,7 @@ def test_a_log_directory_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_evaluate_what_is_no_run(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    expect_refusal(["evaluate", str(tmp_path / "nothing")], "cannot be read as the options of a run", capsys)
+    expect_refusal(["evaluate", str(tmp_path / "nothing")], "there is no run folder", capsys, 1)
     message = "episodes must be a whole number between 1 and 100000, got 0"
     expect_refusal(["evaluate", str(run_dir), "--episodes", "0"], message, capsys)
     checkpoint = run_dir / "checkpoint.pt"
@@ -188,7 +270,9 @@ def test_damaged_options(run_dir: Path, text: str, capsys: pytest.CaptureFixture
 
 
 def test_plot_what_cannot_be_drawn(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    expect_refusal(["plot", str(tmp_path / "nothing")], "cannot be read as the progress of a run", capsys)
+    missing = str(tmp_path / "nothing")
+    expect_refusal(["plot", str(run_dir), missing], f"there is no run folder {missing!r}", capsys, 1)
+    assert not (run_dir / "learning_curve.png").exists()
     expect_refusal(["plot", str(run_dir), "--output", str(tmp_path / "x.doc")], "cannot be written", capsys)
     (run_dir / "progress.csv").write_text("iteration\n1\n")
     expect_refusal(["plot", str(run_dir)], "cannot be read as the progress of a run", capsys)

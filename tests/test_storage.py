@@ -43,6 +43,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
     with pytest.raises(RunFolderError, match="cannot be written: No space left"):
         save_checkpoint(path, {"step": 2})
     assert load_checkpoint(path)["step"] == 1
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -361,26 +362,27 @@ def test_what_is_done_is_not_done_again(finished: Path, tmp_path: Path) -> None:
     assert without_times(tmp_path) == without_times(finished)
 
 
-def started(folder: Path, **streams: Any) -> subprocess.Popen[str]:
-    """A process with hundreds of runs before it, two of which are done."""
+def started(folder: Path, done: int = 2) -> subprocess.Popen[str]:
+    """A process in a group of its own with hundreds of runs before it, once its folder is there and some are done."""
     flags = ["--methods", "vanilla", "--learning-rates", "1", "--seeds", "500", *FLAGS, "--workers", "1"]
     code = "import sys; from optex_rl.cli import main; sys.exit(main())"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "compare", *flags, "--folder", str(folder)], text=True, **streams
-    )
+    command = [sys.executable, "-c", code, "compare", *flags, "--folder", str(folder)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
     deadline = time.monotonic() + 120
-    while len(list(folder.glob("*.json"))) < 2 and time.monotonic() < deadline:
+    while time.monotonic() < deadline and not (folder.exists() and len(list(folder.glob("*.json"))) >= done):
         time.sleep(0.05)
     return process
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_keeps_what_is_finished(tmp_path: Path, number: signal.Signals) -> None:
-    with started(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with started(tmp_path) as process:
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number, err
     assert "Traceback" not in err
+    assert f"optex-rl: {number.name}: stopping; another one ends it at once\n" in err
     assert "stopped: the same command does what is missing" in out
     done = len(read_runs(tmp_path))
     assert 2 <= done < 500
@@ -389,10 +391,36 @@ def test_a_signal_keeps_what_is_finished(tmp_path: Path, number: signal.Signals)
     assert len(read_runs(tmp_path)) == done  # no worker goes on
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [2, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_signal_to_the_process_group_is_a_stop(tmp_path: Path, number: signal.Signals, runs: int) -> None:
+    """The workers die of it as well, some while they still import; GNU timeout signals the group and its child."""
+    folder = tmp_path / "comparison"
+    with started(folder, runs) as process:
+        time.sleep(0.5 if runs == 0 else 0.0)
+        process.send_signal(number)
+        os.killpg(process.pid, number)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, err
+    assert "Traceback" not in err
+    assert "error" not in err
+    assert ("stopped: the same command does what is missing" if runs else "stopped before a run was finished") in out
+
+
+def test_a_worker_that_dies_alone_is_an_error(tmp_path: Path) -> None:
+    with started(tmp_path, done=1) as process:
+        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+                os.kill(int(child), signal.SIGKILL)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "optex-rl: error: a worker process died" in err
+
+
 @pytest.mark.slow
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     """Their parent is gone; each ends by itself, and finished files are whole."""
-    with started(tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with started(tmp_path) as process:
         process.kill()
     time.sleep(2.0)
     done = len(read_runs(tmp_path))
@@ -419,6 +447,8 @@ def test_other_options_need_another_folder(finished: Path, capsys: pytest.Captur
         (["--eval-freq", "0"], "eval_freq must be a whole number of at least 1, got 0"),
         (["--threshold", "1", "2"], "--threshold needs one number for each of the 1 tasks, got 2"),
         (["--gamma", "7"], "gamma"),
+        (["--optimizer", "sgd"], "learning_rate must be given with the optimizer 'sgd'"),
+        (["--methods", "optex:optimizer=sgd"], "learning_rate must be given with the optimizer 'sgd'"),
         (["--report-only"], "holds no finished run"),
     ],
 )

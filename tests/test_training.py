@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,9 @@ def test_run_names_stay_in_the_log_directory(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "outside").exists()
 
 
-def test_interruption_finishes_the_iteration_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_iteration_is_given_up_and_those_before_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     iterate = Trainer.iterate
 
     def interrupted(self: Trainer) -> dict[str, float]:
@@ -170,12 +173,24 @@ def test_interruption_finishes_the_iteration_and_saves(tmp_path: Path, monkeypat
     before = signal.getsignal(signal.SIGINT)
     result = train(config(logdir=str(tmp_path), iterations=50))
     assert result.interrupted
-    assert len(result.rows) == 3
+    assert (len(result.rows), result.iterations) == (2, 2)
     assert signal.getsignal(signal.SIGINT) is before
     assert result.run_dir is not None
     checkpoint = load_checkpoint(result.run_dir / "checkpoint.pt")
-    assert checkpoint["iteration"] == 3
+    assert checkpoint["iteration"] == 2
     assert all(torch.equal(value, checkpoint["policy"][name]) for name, value in result.policy.state_dict().items())
+
+
+def test_steps_per_second_leave_evaluations_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(trainer: Trainer) -> float:
+        time.sleep(0.5)
+        return 0.0
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    result = train(config(logdir=None, iterations=3, eval_freq=1))
+    last = result.rows[-1]
+    assert last["time/wall_time"] > 1.5
+    assert last["time/env_steps"] / last["time/fps"] < last["time/wall_time"] - 1.4
 
 
 def test_a_numerical_fault_is_raised_and_the_state_before_it_is_saved(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,18 +80,12 @@ def expect_refusal(arguments: Sequence[str], message: str, capsys: pytest.Captur
 
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", str(make_run(tmp_path)), "--episodes", "1", "--video"]
-    expect_refusal([*command, "video.avi"], "its path must end in .gif, got 'video.avi'", capsys)
-    expect_refusal([*command, str(tmp_path / "none" / "v.gif")], "cannot be written: No such file", capsys)
-    plain_import = builtins.__import__
-
-    def without_pillow(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "PIL":
-            raise ImportError(name)
-        return plain_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_pillow)
-    expect_refusal(command, "run: pip install 'optex-rl[video]'", capsys)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:  # all of these before an episode is played
+        patched.setattr("optex_rl.cli.commands.evaluate_policy", lambda *_: pytest.fail("episodes were played"))
+        expect_refusal([*command, "video.avi"], "its path must end in .gif, got 'video.avi'", capsys)
+        expect_refusal([*command, str(tmp_path / "none" / "v.gif")], "cannot be written: there is no folder", capsys)
+        patched.setattr("optex_rl.runner.video.find_spec", lambda name: None)
+        expect_refusal(command, "run: pip install 'optex-rl[video]'", capsys)
 
     def without_pygame(self: NativeVectorEnv) -> tuple[Any, ...]:
         raise DependencyNotInstalled("pygame is not installed")

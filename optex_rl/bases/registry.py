@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..common.errors import ConfigError
+from ..common.validation import did_you_mean
 
 
 class Base(NamedTuple):
@@ -89,9 +89,7 @@ ELEMENTWISE: Final = frozenset(entry.cls for entry in BASES.values() if isinstan
 def check_name(name: str) -> None:
     """Raise a ConfigError unless the table has the name."""
     if name not in BASES:
-        close = difflib.get_close_matches(name.lower(), BASES, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ConfigError(f"unknown base optimizer {name!r}{hint}; known are {', '.join(BASES)}")
+        raise ConfigError(f"unknown base optimizer {name!r}{did_you_mean(name, BASES)}; known are {', '.join(BASES)}")
 
 
 def resolve_base(base: str | type[Optimizer]) -> Base:

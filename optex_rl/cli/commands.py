@@ -16,24 +16,31 @@ import torch
 
 from ..common.errors import ConfigError, OptExError
 from ..common.validation import check_between
+from ..runner.folder import check_run_dir
 from ..runner.loop import TrainResult, resume, train
-from ..runner.video import record_episode
+from ..runner.video import check_can_record, record_episode
 from ..training.config import CLUSTER, LARGEST_SEED, MOST_EPISODES, TrainConfig
 from ..training.presets import tuned_options
 from ..training.rollouts.evaluator import keep_freed_memory
 from .compare import add_compare_command
-from .flags import add_config_arguments, given_options
+from .flags import add_config_arguments, given_options, tuned_for
 from .own_code import add_policy, add_trust, load_model, working_directory_importable
+from .parser import Parser
+from .pipes import until_pipes_close
 
 MOST_THREADS: Final = 1024
 RESUMABLE: Final = ("iterations", "policy")  # options that may be given with --resume
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status: 0; 1 error, 2 bad options, 130 Ctrl-C, 143 SIGTERM."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
+    """Run a command; returns its exit status: 0; 1 error, 2 bad options, 130 Ctrl-C, 141 closed pipe, 143 SIGTERM."""
+    return until_pipes_close(lambda: run_command(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run a command; its exit status."""
     try:
+        options = build_parser(arguments).parse_args(arguments)
         check_between("threads", options.threads, 1, MOST_THREADS)
         torch.set_num_threads(options.threads)
         with warnings.catch_warnings(), working_directory_importable():
@@ -63,19 +70,24 @@ def show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
     print(f"optex-rl: warning: {message}", file=sys.stderr)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; the flags of train are the fields of `TrainConfig`."""
-    parser = argparse.ArgumentParser(prog="optex-rl", description="Policy-gradient training with OptEx.")
+def build_parser(arguments: Sequence[str] = ()) -> Parser:
+    """The parser of all commands; the flags of train are the fields of `TrainConfig`.
+
+    Args:
+        arguments: those that will be parsed: the help of train shows the tuned options of the task named there.
+    """
+    parser = Parser(prog="optex-rl", description="Policy-gradient training with OptEx.")
     parser.add_argument("--version", action="version", version=f"optex-rl {version('optex-rl')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--threads", type=int, default=1, help="torch threads; more than 1 rarely pays (default: 1)")
 
-    command = commands.add_parser("train", parents=[common], help="train a policy and write its run folder")
-    text = "resume a run; no other flags but --iterations, --policy, --trust and those of workers"
-    command.add_argument("--resume", type=Path, metavar="RUN_DIR", help=text)
+    text, (words, tuned) = "train a policy and write its run folder", tuned_for(arguments)
+    command = commands.add_parser("train", parents=[common], help=text, description=f"T{text[1:]}. {words}")
+    resumed = "resume a run; no other flags but --iterations, --policy, --trust and those of workers"
+    command.add_argument("--resume", type=Path, metavar="RUN_DIR", help=resumed)
     add_trust(command)
-    add_config_arguments(command)
+    add_config_arguments(command, tuned=tuned)
     command.set_defaults(run=run_train)
 
     command = commands.add_parser("evaluate", parents=[common], help="play episodes with a trained policy")
@@ -170,16 +182,19 @@ def run_evaluate(options: argparse.Namespace) -> int:
     """The command evaluate."""
     check_between("episodes", options.episodes, 1, MOST_EPISODES)
     check_between("seed", options.seed, 0, LARGEST_SEED)
+    check_run_dir(options.run_dir)
+    video = None if options.video is None else Path(options.video or options.run_dir / "video.gif")
+    if video is not None:
+        check_can_record(video)
     model = load_model(options)
     returns = model.evaluate(options.episodes, seed=options.seed)
     print(
         f"{model.config.env_name}, {len(returns)} episodes: "
         f"mean return {np.mean(returns):.2f} ± {np.std(returns):.2f}, least {min(returns):.2f}, most {max(returns):.2f}"
     )
-    if options.video is not None:
-        path = Path(options.video or options.run_dir / "video.gif")
-        episode_return, length = record_episode(model.config, model.policy, options.seed, model.normalizer, path)
-        print(f"video  {path}, {length} steps, return {episode_return:.2f}")
+    if video is not None:
+        episode_return, length = record_episode(model.config, model.policy, options.seed, model.normalizer, video)
+        print(f"video  {video}, {length} steps, return {episode_return:.2f}")
     return 0
 
 
@@ -187,6 +202,8 @@ def run_plot(options: argparse.Namespace) -> int:
     """The command plot."""
     from ..runner.plots import plot_runs
 
+    for run_dir in options.run_dirs:
+        check_run_dir(run_dir)
     output = options.output or options.run_dirs[0] / "learning_curve.png"
     plot_runs(options.run_dirs, output)
     print(f"learning curve  {output}")

@@ -31,6 +31,10 @@ class NotPositiveDefiniteError(NumericalError):
     """A kernel matrix could not be factorised, even with the largest jitter allowed."""
 
 
+class Interrupted(Exception):  # noqa: N818  # no error, like StopIteration
+    """A stop was requested: what is under way is given up, between two steps of the environments."""
+
+
 class ResumeWarning(UserWarning):
     """A run is resumed, but not bit for bit as if it had never stopped."""
 

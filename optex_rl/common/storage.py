@@ -13,7 +13,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -61,6 +61,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # on a full disk what it takes is needed
         raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import reprlib
 from collections.abc import Callable, Iterable
@@ -14,6 +15,17 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise a ConfigError unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """What was probably meant by ``word``, as the end of a message; empty if nothing in ``known`` is like it.
+
+    That is the only name that begins with the word, or else the one spelt most like it.
+    """
+    names = list(known)
+    begun = [name for name in names if name.startswith(word.lower())]
+    close = begun if len(begun) == 1 else difflib.get_close_matches(word.lower(), names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

@@ -14,10 +14,11 @@ from typing import Any, Final
 import numpy as np
 
 from ..common.storage import write_atomically
+from ..runner.events import Events
 from .jobs import Run
 from .plots import draw_profiles, draw_task
 from .results import Entry, Trial, chosen_by_method, gather, gather_trials, normalized_scores, read_runs
-from .statistics import interquartile_mean, stack_returns, stratified_interval
+from .statistics import cumulative_average, interquartile_mean, stack_returns, stratified_interval
 
 CAPTION: Final = """\
 A run is evaluated without noise (the most likely action at every step); evaluations and set-up are not timed.
@@ -29,6 +30,11 @@ Late: the lowest interquartile mean of an evaluation in the last quarter, in per
 threshold. Tuning: geometric means of the iterations to the threshold, a run that never gets there counting as twice its
 length, and with how many seeds. * is the setting chosen, among those tried with the most seeds. An iteration of sb3-a2c
 and sb3-ppo is a rollout with its updates, so their iterations and areas cannot be compared with the others'."""
+# TensorBoard's page of custom scalars; a chart with margins has its middle, low and high.
+LAYOUT: Final = {
+    title: {"over seeds, 95 %": ["Margin", [f"comparison/{name}", f"interval/{name}_low", f"interval/{name}_high"]]}
+    for title, name in (("cumulative average return", "cumulative_average_return"), ("return", "return"))
+}
 HEADER: Final = (
     "| method | setting | iterations | 10³ steps | CPU s | wall s | reached | area (95 %) | end (95 %) | late |\n"
     "|---|---|---|---|---|---|---|---|---|---|"
@@ -132,19 +138,23 @@ def summary_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def write_events(folder: Path, entries: Sequence[Entry]) -> None:
-    """The mean curve of each method for TensorBoard, one events folder each; "relative" time is that of training."""
-    from torch.utils.tensorboard.writer import SummaryWriter  # takes longer than everything else together
-
+    """The curves of each method for TensorBoard, one events folder each; "relative" time is that of training."""
     shutil.rmtree(folder, ignore_errors=True)
     for entry in entries:
         if not entry.chosen:
             continue
-        writer = SummaryWriter(str(folder / entry.env / entry.method.replace(":", "_")))
+        events = Events(folder / entry.env / entry.method.replace(":", "_"))
         seconds = np.mean([curve.wall_time for curve in entry.curves], axis=0)
-        means = interquartile_mean(stack_returns(entry.curves))
-        for step, value, when in zip(entry.curves[0].iterations, means, seconds, strict=True):
-            writer.add_scalar("comparison/return", float(value), step, walltime=float(when))
-        writer.close()
+        averages = np.array([cumulative_average(curve) for curve in entry.curves])
+        for name, values in (("cumulative_average_return", averages), ("return", stack_returns(entry.curves))):
+            tags = [f"comparison/{name}", f"interval/{name}_low", f"interval/{name}_high"]
+            bands = [interquartile_mean(values), *stratified_interval([values], np.random.default_rng(0))]
+            for tag, band in zip(tags, bands, strict=True):
+                for step, value, when in zip(entry.curves[0].iterations, band, seconds, strict=True):
+                    if math.isfinite(value):  # one seed has no interval
+                        events.scalar(tag, float(value), step, float(when))
+        events.layout(LAYOUT)
+        events.close()
 
 
 def write_report(folder: Path, thresholds: Mapping[str, float]) -> str:

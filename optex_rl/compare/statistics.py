@@ -22,7 +22,7 @@ from ..runner.callbacks import held as held
 from ..runner.callbacks import reached_at as reached_at
 
 try:
-    from scipy.integrate import trapezoid
+    from scipy.integrate import cumulative_trapezoid, trapezoid
     from scipy.stats import bootstrap, trim_mean
 except ModuleNotFoundError as error:
     raise ConfigError("comparisons need SciPy and Matplotlib: pip install 'optex-rl[compare]'") from error
@@ -109,6 +109,12 @@ def stratified_interval(
 def area(curve: Curve) -> float:
     """Mean return over the sequential iterations of a run: the area under its curve, divided by its length."""
     return float(trapezoid(curve.returns, curve.iterations)) / curve.iterations[-1]
+
+
+def cumulative_average(curve: Curve) -> Array:
+    """Mean return over the iterations so far at each evaluation, ``[K]``; at the last one the `area`."""
+    areas = cumulative_trapezoid(curve.returns, curve.iterations, initial=0.0)
+    return np.concatenate([curve.returns[:1], areas[1:] / np.asarray(curve.iterations[1:])])
 
 
 def tuning_score(curves: Sequence[Curve], threshold: float) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from ..common.errors import ConfigError, OptExError, RunFolderError
 from ..common.validation import check_at_least, check_between
 from ..runner.folder import locked
 from ..runner.log import progress_bar
-from ..runner.signals import StopRequest, stop_on_interrupt
+from ..runner.signals import StopRequest, stop_on_interrupt, without_interrupts
 from ..training.config import TrainConfig
 from ..training.rollouts.evaluator import keep_freed_memory
 from .jobs import FIRST_TUNING_SEED, Job, RunConfig, check_can_run, is_done, read_run, run_job, threshold_of
@@ -35,6 +35,7 @@ from .tuning import Axis, Setting, search
 
 MOST_SEEDS: Final = 10**4
 MOST_WORKERS: Final = 1024
+LATEST_SIGNAL: Final = 1.0  # seconds
 UNUSED: Final[dict[str, Any]] = {"logdir": None, "run_name": None, "progress_bar": False, "checkpoint_freq": 0}
 SHORT: Final = {"learning_rate": "lr", "ent_coef": "ent"}  # in the names of settings
 BAR: Final = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {postfix}]"
@@ -180,9 +181,11 @@ def run_sweep(sweep: Sweep) -> StopRequest:
             for env in sweep.envs:
                 runner.run_task(env, stop)
         except BrokenProcessPool as error:
-            raise OptExError(
-                "a worker process died, perhaps because memory ran out; the finished runs are kept"
-            ) from error
+            # A signal to the whole process group ends the workers, too, and may be seen there first.
+            if not stop.comes_within(LATEST_SIGNAL):
+                raise OptExError(
+                    "a worker process died, perhaps because memory ran out; the finished runs are kept"
+                ) from error
         finally:
             runner.give_up()
     return stop
@@ -227,7 +230,8 @@ class Runner:
                 self._tuning.discard(cell)
                 self.bar.update(len(batch) - len(missing))
             if missing:
-                self._pending |= {self.pool.submit(run_job, job, self.sweep.folder): cell for job in missing}
+                with without_interrupts():  # for the processes that this starts
+                    self._pending |= {self.pool.submit(run_job, job, self.sweep.folder): cell for job in missing}
                 return
 
     def _show(self) -> None:
@@ -261,9 +265,9 @@ def expected_seconds(left: Mapping[Cell, int], taken: Mapping[Cell, Sequence[flo
 
 def _begin_worker() -> None:
     """One thread; leave Ctrl-C to the parent, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

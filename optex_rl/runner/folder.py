@@ -60,6 +60,16 @@ def _free_folder(logdir: Path, config: TrainConfig) -> Path:
     return run_dir
 
 
+def check_run_dir(run_dir: Path) -> None:
+    """Refuse what is no folder.
+
+    Raises:
+        RunFolderError: there is none of this name.
+    """
+    if "\0" in str(run_dir) or not run_dir.is_dir():
+        raise RunFolderError(f"there is no run folder {str(run_dir)!r}")
+
+
 def check_run_name(name: str) -> None:
     """Refuse what is not the name of a single folder.
 

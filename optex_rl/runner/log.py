@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..common.errors import RunFolderError
 from ..common.storage import read_regular, write_atomically
+from .events import EVENT_TAGS, Events
 
 # The columns of progress.csv to begin with; any other metric gets one when it is first reported.
 COLUMNS: Final = (
@@ -44,15 +46,13 @@ class RunLog:
     Args:
         run_dir: an existing folder.
         iteration: sequential iterations done, records of later ones are removed; None for a new log.
+        options: those of the run, which TensorBoard shows.
 
     Raises:
         RunFolderError: the files cannot be written, or progress.csv does not hold as many iterations.
     """
 
-    def __init__(self, run_dir: Path, iteration: int | None = None) -> None:
-        # Imported here: it takes longer than everything else in the package together.
-        from torch.utils.tensorboard.writer import SummaryWriter
-
+    def __init__(self, run_dir: Path, iteration: int | None = None, options: Mapping[str, Any] | None = None) -> None:
         self._run_dir, self._path = run_dir, run_dir / "progress.csv"
         with self._one_sentence():
             if iteration is None:
@@ -61,9 +61,9 @@ class RunLog:
             else:
                 self._columns = self._take_back(iteration)
             self._open()
-            before = set(run_dir.glob("events.out.tfevents.*"))
-            self._events = SummaryWriter(str(run_dir), purge_step=(iteration or 0) + 1 if before else None)
-            self._event_files = set(run_dir.glob("events.out.tfevents.*")) - before
+            self._events = Events(run_dir, purge_step=(iteration or 0) + 1)
+            if options is not None:
+                self._events.options(options, shlex.join(sys.argv))
 
     def _open(self) -> None:
         self._file = self._path.open("a", newline="")
@@ -118,7 +118,7 @@ class RunLog:
             self._rows.writerow(row)
             self._file.flush()
             for tag, value in known.items():
-                self._events.add_scalar(tag, value, iteration)
+                self._events.scalar(EVENT_TAGS.get(tag, tag), value, iteration)
 
     def sync(self) -> None:
         """Bring everything to the disk."""
@@ -126,7 +126,7 @@ class RunLog:
             self._file.flush()
             self._events.flush()
             os.fsync(self._file.fileno())
-            for path in self._event_files:
+            for path in self._events.files:
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
 

@@ -14,13 +14,20 @@ from torch import nn
 
 from ..agents import Agent
 from ..cluster import choose_evaluator
-from ..common.errors import ConfigError, NumericalError, ResumeWarning, RunFolderError, WorkerError
+from ..common.errors import (
+    ConfigError,
+    Interrupted,
+    NumericalError,
+    ResumeWarning,
+    RunFolderError,
+    WorkerError,
+)
 from ..common.storage import load_checkpoint, must_fit, read_regular
 from ..training import EvaluatorFactory, Trainer
 from ..training.config import CLUSTER, TrainConfig, load_config
 from ..training.rollouts.normalization import Normalizer
 from .callbacks import BaseCallback, Run, check_callbacks
-from .folder import check_shared_options, locked, make_run_folder
+from .folder import check_run_dir, check_shared_options, locked, make_run_folder
 from .log import LOG, ProgressBar
 from .recorder import Recorder
 from .restore import restore, total_iterations
@@ -67,7 +74,8 @@ def train(
 ) -> TrainResult:
     """Train a policy and write its run folder.
 
-    Ctrl-C and SIGTERM end the run after the iteration under way; it is saved and can be resumed. Points with NaN or
+    Ctrl-C and SIGTERM end the run at the next step of the environments; the iterations done are saved, and it can be
+    resumed: an iteration under way begins anew then, an evaluation under way is made up for. Points with NaN or
     infinite numbers are dropped, see `optex_rl.training.faults`; after too many the state before them is saved and the
     error raised.
 
@@ -155,7 +163,7 @@ def resume(
         stack.callback(trainer.close)
         if content is not None:
             restore(trainer, path, content)
-            if trainer.iteration >= total:
+            if trainer.iteration >= total and not content.get("pending"):
                 return _result(trainer, run_dir)
             _warn_of_new_episodes(trainer)
         recorder = Recorder(trainer, run_dir, content)
@@ -170,8 +178,7 @@ def resume(
 
 def _check_run_folder(run_dir: Path) -> None:
     """Refuse what is no run folder, or one whose run cannot be resumed."""
-    if "\0" in str(run_dir) or not run_dir.is_dir():
-        raise RunFolderError(f"there is no run folder {str(run_dir)!r}")
+    check_run_dir(run_dir)
     if not (run_dir / "config.yml").exists():
         raise RunFolderError(f"{run_dir} holds no config.yml, so no run began in it: remove it and start the run again")
     progress = run_dir / "progress.csv"
@@ -200,20 +207,23 @@ def _result(trainer: Trainer, run_dir: Path | None) -> TrainResult:
 def _loop(trainer: Trainer, recorder: Recorder, callbacks: Sequence[BaseCallback]) -> TrainResult:
     """Iterate to the end, to a signal or to a callback's stop, and save."""
     result, run = _result(trainer, recorder.run_dir), Run(trainer, recorder.run_dir)
-    bar = ProgressBar(trainer.config.iterations, initial=trainer.iteration, show=trainer.config.progress_bar)
+    bar = ProgressBar(trainer.config.iterations, initial=recorder.written, show=trainer.config.progress_bar)
     with ExitStack() as stack:
         stack.callback(bar.close)
         stop = stack.enter_context(stop_on_interrupt())
         for callback in callbacks:
             callback.on_training_start(run)
         try:
-            _iterate(run, recorder, result, bar, stop, callbacks)
+            with trainer.calling_before_steps(stop.check):
+                _iterate(run, recorder, result, bar, stop, callbacks)
+        except Interrupted:
+            pass  # the state is that after the last whole iteration
         except (NumericalError, WorkerError):
             recorder.save()
             raise
         recorder.finish()
         result.iterations = trainer.iteration
-        result.interrupted = trainer.iteration < trainer.config.iterations and result.stopped_by is None
+        result.interrupted = recorder.written < trainer.config.iterations and result.stopped_by is None
         result.signal, result.saving = stop.number, recorder.saving
         with ExitStack() as ending:  # which calls all of them, whatever one raises
             for callback in reversed(callbacks):
@@ -230,14 +240,13 @@ def _iterate(
     callbacks: Sequence[BaseCallback],
 ) -> None:
     trainer = run.trainer
-    while trainer.iteration < trainer.config.iterations and not stop.requested and result.stopped_by is None:
-        run.metrics = trainer.iterate()
+    while recorder.written < trainer.config.iterations and not stop.requested and result.stopped_by is None:
+        run.metrics = recorder.pending = recorder.pending or trainer.iterate()
         is_evaluated = trainer.evaluation_due()
         if is_evaluated:
             run.metrics["eval/mean_reward"] = recorder.keep_best()
             LOG.info("iteration %d: evaluation return %.1f", trainer.iteration, run.metrics["eval/mean_reward"])
-        elapsed = recorder.elapsed()
-        run.metrics |= {"time/wall_time": elapsed, "time/fps": trainer.env_steps / elapsed}
+        run.metrics |= recorder.times()
         with recorder.writing(run.metrics):
             result.stopped_by = _call(callbacks, run, is_evaluated)
         result.rows.append(run.metrics)

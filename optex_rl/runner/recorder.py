@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,14 +24,21 @@ class Recorder:
         trainer: what is trained.
         run_dir: the run folder, or None to write nothing.
         saved: the checkpoint that the run is resumed from, or None for a new run.
+
+    Attributes:
+        pending: metrics of the iteration just made, until they are written; an evaluation may be missing in them.
+        saving: seconds spent on checkpoints.
     """
 
     def __init__(self, trainer: Trainer, run_dir: Path | None, saved: dict[str, Any] | None = None) -> None:
         self.trainer, self.run_dir = trainer, run_dir
         trainer.faults.folder = run_dir
-        self._log = None if run_dir is None else RunLog(run_dir, None if saved is None else trainer.iteration)
-        self._started = time.perf_counter() - (0.0 if saved is None else saved["wall_time"])
-        self._saved_at = time.perf_counter()
+        self.pending: dict[str, float] | None = None if saved is None else saved.get("pending")
+        done = None if saved is None else self.written
+        self._log = None if run_dir is None else RunLog(run_dir, done, trainer.config.values())
+        self._opened = self._saved_at = time.perf_counter()
+        self._started = self._opened - (0.0 if saved is None else saved["wall_time"])
+        self._opened_at_step, self._evaluating = trainer.env_steps, 0.0
         self._saved_iteration = -1 if saved is None else trainer.iteration
         self.saving = 0.0
         self._total = None if saved is None else saved["iterations"]
@@ -40,12 +48,24 @@ class Recorder:
         if self._total != self.trainer.config.iterations:
             self.save()
 
+    @property
+    def written(self) -> int:
+        """Iterations whose metrics are written."""
+        return self.trainer.iteration - (self.pending is not None)
+
     def elapsed(self) -> float:
         """Seconds of training, those before a resumption included."""
         return time.perf_counter() - self._started
 
+    def times(self) -> dict[str, float]:
+        """Seconds of training, and environment steps per second since this process began, its evaluations left out."""
+        elapsed, steps = self.elapsed(), self.trainer.env_steps - self._opened_at_step
+        seconds = time.perf_counter() - self._opened - self._evaluating
+        return {"time/wall_time": elapsed, "time/fps": steps / seconds if steps else math.nan}
+
     def write(self, metrics: dict[str, float]) -> None:
         """Log an iteration, and save every ``checkpoint_freq`` iterations or after a minute."""
+        self.pending = None
         if self._log is None:
             return
         self._log.write(self.trainer.iteration, metrics)
@@ -76,7 +96,8 @@ class Recorder:
             return
         started = time.perf_counter()
         self._log.sync()
-        content = {**self.trainer.state_dict(), "wall_time": self.elapsed(), **origin(self.trainer)}
+        times = {"wall_time": self.elapsed(), "pending": self.pending}
+        content = {**self.trainer.state_dict(), **times, **origin(self.trainer)}
         save_checkpoint(self.run_dir / "checkpoint.pt", content)
         self._saved_at, self._saved_iteration = time.perf_counter(), self.trainer.iteration
         self.saving += self._saved_at - started
@@ -84,7 +105,9 @@ class Recorder:
     def keep_best(self) -> float:
         """Evaluate the iterate and write best_model.pt if no evaluation was better before; returns the mean return."""
         trainer = self.trainer
+        started = time.perf_counter()
         mean_return = trainer.evaluate()
+        self._evaluating += time.perf_counter() - started
         if mean_return > trainer.best_return:
             trainer.best_return = mean_return
             if self.run_dir is not None:

@@ -73,10 +73,25 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
         history, most = content["optimizer"]["optex"]["history"], trainer.optimizer.options.history_size
         if history is not None and len(history["steps"]) > most:
             raise RunFolderError(f"{path}.optimizer.optex.history must have at most {most} pairs")
+        check_pending(path, content)
         trainer.load_state_dict(content)
         if trainer.iteration < trainer.config.iterations:
             _try(trainer)
             trainer.load_state_dict(content)
+
+
+def check_pending(path: Path, content: dict[str, Any]) -> None:
+    """Refuse metrics that are none; without any there is nothing to make up for.
+
+    Raises:
+        RunFolderError: they are not numbers by their tags.
+    """
+    pending = content.get("pending")
+    if pending is None:
+        return
+    entries = pending.items() if isinstance(pending, dict) and content["iteration"] > 0 else ()
+    if not entries or not all(isinstance(tag, str) and type(value) in (int, float) for tag, value in entries):
+        raise RunFolderError(f"{path}.pending must be the metrics of an iteration, or None")
 
 
 def _check_base(path: str, state: dict[str, Any], base: Optimizer) -> None:

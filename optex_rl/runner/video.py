@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,21 @@ INSTALL: Final = "a video needs packages that are not installed; run: pip instal
 MAX_FPS: Final = 30  # of the video; of faster tasks only some frames are kept, so that the speed stays right
 
 
+def check_can_record(path: Path) -> None:
+    """Find out early what would keep a video from being written.
+
+    Raises:
+        ConfigError: the path does not end in .gif, or a package is missing.
+        RunFolderError: its folder is missing.
+    """
+    if path.suffix.lower() != ".gif":
+        raise ConfigError(f"a video is written as GIF: its path must end in .gif, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise RunFolderError(f"video {path} cannot be written: there is no folder {str(path.parent)!r}")
+    if find_spec("PIL") is None:
+        raise ConfigError(INSTALL)
+
+
 def record_episode(
     config: TrainConfig, policy: nn.Module, seed: int, normalizer: Normalizer | None, path: Path
 ) -> tuple[float, int]:
@@ -38,8 +54,7 @@ def record_episode(
         ConfigError: the path does not end in .gif, a package is missing, or the task cannot be drawn.
         RunFolderError: the file cannot be written.
     """
-    if path.suffix.lower() != ".gif":
-        raise ConfigError(f"a video is written as GIF: its path must end in .gif, got {str(path)!r}")
+    check_can_record(path)
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     envs = make_envs(config, 1, render_mode="rgb_array")
     frames: list[Frame] = []
@@ -64,10 +79,8 @@ def draw(envs: VectorEnv[Any, Any, Any]) -> Frame:
 
 def save_gif(path: Path, frames: list[Frame], fps: float) -> None:
     """Write frames [height, width, 3] that followed each other at ``fps`` per second."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ConfigError(INSTALL) from error
+    from PIL import Image
+
     every = -(-int(fps) // MAX_FPS)
     # The octree is many times faster than the default median cut; these drawings have few colours.
     images = [Image.fromarray(frame).quantize(method=Image.Quantize.FASTOCTREE) for frame in frames[::every]]

@@ -21,7 +21,7 @@ from ..optimizer.estimator.predictors import PREDICTORS
 from ..optimizer.options import BLOCKS, OptExOptions
 from ..optimizer.selection import SELECTIONS
 from .checks import check_device, check_option
-from .presets import tuned_options
+from .presets import check_tuned_rate, tuned_options
 from .tasks import check_env, check_env_kwargs, check_env_wrapper
 
 METHODS: Final = ("vanilla", "data-parallel", "target", "optex")
@@ -241,12 +241,15 @@ class TrainConfig:
         """The tuned options of an agent on a task, or the defaults where there are none; ``overrides`` win.
 
         Raises:
-            ConfigError: as for the class.
+            ConfigError: as for the class; or another base optimizer than Adam is given without a learning rate.
         """
         unknown = sorted(overrides.keys() - {spec.name for spec in dataclasses.fields(cls)})
         if unknown:
             raise ConfigError(f"TrainConfig has no option {', '.join(unknown)}")
-        return cls(**{"env": env, "algo": algo, **tuned_options(task_name(env), algo), **overrides})
+        config = cls(**{"env": env, "algo": algo, **tuned_options(task_name(env), algo), **overrides})
+        if "learning_rate" not in overrides:
+            check_tuned_rate(config.optimizer, config.learning_rate)
+        return config
 
     @property
     def env_name(self) -> str:

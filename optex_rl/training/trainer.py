@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -15,7 +17,7 @@ from ..agents import Agent, AgentLosses, Batch, StackedPolicy, observation_size
 from ..agents.networks.batching import warn_of_passes
 from ..bases import RefreshedBase, fused_kwargs, make_base
 from ..bases.flat import FlatBase
-from ..common.errors import ConfigError, NotPositiveDefiniteError, NumericalError, NumericalWarning
+from ..common.errors import ConfigError, Interrupted, NotPositiveDefiniteError, NumericalError, NumericalWarning
 from ..optimizer import OptEx
 from .builders import (
     EvaluatorFactory,
@@ -91,6 +93,23 @@ class Trainer:
         self.env_steps = 0
         self.best_return = -np.inf
         self._evaluation_envs: Any = None
+        self._before_step: Callable[[], object] | None = None
+
+    @contextmanager
+    def calling_before_steps(self, before_step: Callable[[], object]) -> Iterator[None]:
+        """A block in which ``before_step`` is called before every step of the environments, evaluations included.
+
+        `Interrupted` from it ends an evaluation, or an iteration with the state as it was before; evaluators that do
+        not know it (see `Evaluator`) finish theirs.
+        """
+        set_in_evaluator = getattr(self.evaluator, "call_before_steps", lambda _: None)
+        self._before_step = before_step
+        set_in_evaluator(before_step)
+        try:
+            yield
+        finally:
+            self._before_step = None
+            set_in_evaluator(None)
 
     def iterate(self) -> dict[str, float]:
         """One sequential iteration; its metrics by TensorBoard tag.
@@ -98,7 +117,17 @@ class Trainer:
         Raises:
             NumericalError: more than ``max_bad_iterations`` bad attempts in a row, see `optex_rl.training.faults`; the
                 policy is as it was before the last of them.
+            Interrupted: see `calling_before_steps`.
         """
+        before = deepcopy(self.state_dict()) if self.config.evaluations > 1 else None  # there are steps in between
+        try:
+            return self._iterate()
+        except Interrupted:
+            if before is not None:
+                self.load_state_dict(before)
+            raise
+
+    def _iterate(self) -> dict[str, float]:
         dropped = self.faults.dropped
         schedule = self.config.schedule_at(self.iteration)
         learning_rate = self.config.learning_rate * schedule
@@ -175,11 +204,16 @@ class Trainer:
         base.refresh(batch.at(slice(0, 1)), torch.Generator().manual_seed(int(seed)))
 
     def evaluate(self) -> float:
-        """Mean return of the policy's most likely actions over ``eval_episodes`` episodes, each time the same."""
+        """Mean return of the policy's most likely actions over ``eval_episodes`` episodes, each time the same.
+
+        Raises:
+            Interrupted: see `calling_before_steps`.
+        """
         if self._evaluation_envs is None:
             self._evaluation_envs = make_envs(self.config, self.config.eval_episodes)
         seed = spawn_seeds(self.config.seed, 3, 1)[0]
-        returns = evaluate_policy(self.policy, self._evaluation_envs, seed, self.evaluator.normalizer)
+        normalizer = self.evaluator.normalizer
+        returns = evaluate_policy(self.policy, self._evaluation_envs, seed, normalizer, self._before_step)
         bad = [number for number, value in enumerate(returns) if not np.isfinite(value)]
         if bad:
             text = f"the returns of evaluation episodes {', '.join(map(str, bad))} are not finite"

@@ -8,7 +8,7 @@ Sub-environment ``n·E + e`` belongs to point ``n``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -83,7 +83,12 @@ class Collector:
         self.normalizer = normalizer or Normalizer(self.layout.box_numbers, envs.num_envs, gamma=1.0)
         self.noise_repeat = noise_repeat
 
-    def collect(self, policy: BoundPolicy, device: torch.device | str = "cpu") -> Rollout:
+    def collect(
+        self,
+        policy: BoundPolicy,
+        device: torch.device | str = "cpu",
+        before_step: Callable[[], object] | None = None,
+    ) -> Rollout:
         """T steps of all environments.
 
         Afterwards ``broken [N·E]`` says which environments gave observations or rewards that are NaN or infinite. They
@@ -92,6 +97,7 @@ class Collector:
         Args:
             policy: the N policies; they keep what they compute from the batch's observations.
             device: where the policies live, and the batch will.
+            before_step: called before every step.
         """
         N, T, E = self.shape
         # All random numbers of the window at once, per point: [T, N, E, k].
@@ -102,6 +108,8 @@ class Collector:
         steps = []
         with torch.no_grad():
             for t in range(T):
+                if before_step is not None:
+                    before_step()
                 seen = torch.from_numpy(self.normalizer.observations(self._obs))
                 inputs, computed = policy.act(seen.view(N, E, -1).to(device))
                 steps.append(computed)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...agents import Agent, AgentLosses, Batch, BoundPolicy, StackedPolicy
+from ...common.errors import Interrupted
 from ...envs import NativeVectorEnv, describe_backend
 from .collector import Collector
 from .episodes import Episode
@@ -46,7 +47,10 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator(Protocol):
-    """Evaluates an agent's loss and gradient at N parameter sets, each from its own rollouts, here or elsewhere."""
+    """Evaluates an agent's loss and gradient at N parameter sets, each from its own rollouts, here or elsewhere.
+
+    One that has a method ``call_before_steps``, as `FusedEvaluator` has, can be interrupted in the middle of them.
+    """
 
     @property
     def normalizer(self) -> Normalizer:
@@ -112,12 +116,22 @@ class FusedEvaluator:
         self.policy = policy
         self.agent = agent
         self.collector = collector
+        self._before_step: Callable[[], object] | None = None
+
+    def call_before_steps(self, before_step: Callable[[], object] | None) -> None:
+        """Have ``before_step`` called before every step, or nothing; `Interrupted` from it leaves all as it was."""
+        self._before_step = before_step
 
     def __call__(self, points: Tensor, prepare: Prepare | None = None) -> Evaluation:
         """Loss and gradient at ``points [N, d]``, see `Evaluator`."""
         points = points.detach().requires_grad_()
         bound = self.policy.bind(points)
-        batch, episodes = self.collector.collect(bound, points.device)
+        before = self.collector.state_dict()
+        try:
+            batch, episodes = self.collector.collect(bound, points.device, self._before_step)
+        except Interrupted:
+            self.collector.load_state_dict(before)
+            raise
         if prepare is not None:
             prepare(points.detach(), batch, self.collector.broken)
         gradients, losses = differentiate(self.agent, bound, points, batch)
