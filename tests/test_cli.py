@@ -197,7 +197,7 @@ def test_the_help_of_train_has_the_tuned_values_of_the_task(
     assert f"discount factor (tuned: {tuned['gamma']})" in text
     assert "normalise observations by running mean and variance (tuned: yes)" in text
     assert text.count("(tuned: ") == len(tuned)
-    assert "hidden layers of actor and critic (default: 64 64)" in text
+    assert "initial log standard deviation of continuous actions (default: 0.0)" in text
 
 
 @pytest.mark.usefixtures("_wide")

@@ -81,7 +81,7 @@ def expect_refusal(arguments: Sequence[str], message: str, capsys: pytest.Captur
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", str(make_run(tmp_path)), "--episodes", "1", "--video"]
     with monkeypatch.context() as patched:  # all of these before an episode is played
-        patched.setattr("optex_rl.cli.commands.evaluate_policy", lambda *_: pytest.fail("episodes were played"))
+        patched.setattr("optex_rl.runner.model.Model.evaluate", lambda *_: pytest.fail("episodes were played"))
         expect_refusal([*command, "video.avi"], "its path must end in .gif, got 'video.avi'", capsys)
         expect_refusal([*command, str(tmp_path / "none" / "v.gif")], "cannot be written: there is no folder", capsys)
         patched.setattr("optex_rl.runner.video.find_spec", lambda name: None)
