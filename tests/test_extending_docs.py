@@ -6,19 +6,25 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from optex_rl import ConfigError, RunFolderError, resume
+from optex_rl import ConfigError, OptEx, RunFolderError, TrainConfig, resume, train
 from optex_rl.agents import Agent
+from optex_rl.optimizer.estimator import kernels
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 
-def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
+
+
+def test_agent_and_evaluator_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    agent_example, evaluator_example = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
+    agent_example, evaluator_example = python_blocks()[:2]
     names: dict[str, Any] = {}
     exec(agent_example, names)
     assert names["result"].rows[-1]["rollout/ep_rew_mean"] > 60  # a random policy gets about 22
@@ -29,6 +35,37 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert seen["points"].shape[0] == seen["obs"].shape[0] == 4
     assert max(map(len, (block.splitlines() for block in (agent_example, evaluator_example)))) <= 40
     goes_on_exactly(names, tmp_path)
+
+
+def test_task_base_and_kernel_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task, base, kernel = python_blocks()[2:]
+    names: dict[str, Any] = {"np": np, "torch": torch, "train": train, "TrainConfig": TrainConfig}
+    try:
+        exec(task, names)
+    finally:
+        gymnasium.registry.pop("Line-v0", None)
+    assert names["result"].rows[-1]["rollout/ep_rew_mean"] > -12  # a random policy gets −29
+    exec(base, names)
+    values = descended(names["x"], names["optimizer"])
+    assert values[-1] < 0.1 * values[0]  # from −1 at most 0.01 nearer with each of 80 steps
+    monkeypatch.setitem(kernels.KERNELS, "gamma_exponential", kernels.matern12)  # so that it is gone after the test
+    exec(kernel, names)
+    values = descended(names["x"], names["optimizer"])
+    assert min(values) < 0.1 * values[0]
+
+
+def descended(x: torch.Tensor, optimizer: OptEx) -> list[float]:
+    """The values of a quadratic function before each of 20 iterations on it."""
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = 0.5 * x.square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    values: list[Any] = [optimizer.step(closure) for _ in range(20)]
+    return [value.item() for value in values]
 
 
 def goes_on_exactly(names: dict[str, Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The examples of the README run as they stand."""
+"""The README: its examples run as they stand, it fits on a page, and what it links to is there."""
 
 from __future__ import annotations
 
@@ -7,15 +7,34 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
 def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 2
-    first, second = ({}, {})  # type: tuple[dict[str, object], dict[str, object]]
-    exec(blocks[0], first)
-    assert float(first["loss"].detach()) < 1.5  # type: ignore[attr-defined]  # from 404; plain Adam is at 5.6
-    exec(blocks[1].replace("iterations=100", "iterations=5"), second)
+    loop, agent, sb3 = python_blocks(README)
+    names: dict[str, object] = {}
+    exec(loop, names)
+    assert float(names["loss"].detach()) < 1.5  # type: ignore[attr-defined]  # from 404; plain Adam is at 5.6
+    exec(agent.replace("iterations=100", "iterations=5"), {})
     assert (tmp_path / "runs" / "CartPole-v1_a2c_optex_0" / "checkpoint.pt").exists()
+    exec(sb3.replace("100_000", "1_000"), names)
+    assert names["model"].num_timesteps == 4 * 8 * 128  # type: ignore[attr-defined]  # one rollout of all points
+
+
+def test_getting_started_has_the_same_examples() -> None:
+    page = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
+    assert python_blocks(page) == python_blocks(README)[:2]
+
+
+def test_it_is_one_page_whose_links_lead_somewhere() -> None:
+    assert len(README.split()) <= 900
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", README)]
+    inside = [target for target in targets if not target.startswith("https://")]
+    assert len(inside) > 15
+    assert [target for target in inside if not (ROOT / target).exists()] == []

@@ -1,3 +1,3 @@
-"""The command line: optex-rl train | evaluate | plot | compare."""
+"""The command line: optex-rl train | evaluate | plot | compare | tune."""
 
 from .commands import main as main

@@ -1,4 +1,4 @@
-"""The command line: optex-rl train | evaluate | plot | compare."""
+"""The command line: optex-rl train | evaluate | plot | compare | tune."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from .flags import add_config_arguments, given_options, tuned_for
 from .own_code import add_policy, add_trust, load_model, working_directory_importable
 from .parser import Parser
 from .pipes import until_pipes_close
+from .tune import add_tune_command
 
 MOST_THREADS: Final = 1024
 RESUMABLE: Final = ("iterations", "policy")  # options that may be given with --resume
@@ -108,6 +109,7 @@ def build_parser(arguments: Sequence[str] = ()) -> Parser:
     command.set_defaults(run=run_plot)
 
     add_compare_command(commands, common)
+    add_tune_command(commands, common)
     return parser
 
 

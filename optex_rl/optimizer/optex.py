@@ -27,7 +27,9 @@ class OptEx(Optimizer):
     in parallel, enter the history and make the step. One *sequential iteration* is
 
     1. ``points = optimizer.ask()``: N parameter sets ``[N, d]``, row 0 the current iterate;
-    2. the caller computes their gradients, in any way; 3. ``optimizer.tell(gradients)``: on to the next iterate.
+    2. the caller computes their gradients, in any way;
+    3. ``optimizer.tell(gradients)``: on to the next iterate.
+
     ``step(closure)`` does all three, one point after the other. At first nothing can be predicted: all N points are the
     iterate, and the mean gradient makes one base step. Then ``"refine"`` looks ahead as if the gradient were constant;
     the other selections, which step to the points that they propose, wait for a second distinct point.
@@ -264,9 +266,7 @@ class OptEx(Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dictionary of OptEx, or one of its bare base, with which the history is reset.
-
-        The options stay those given at construction.
+        """Load a state dictionary of OptEx, or of its bare base (the history is then reset); the options stay as given.
 
         Raises:
             ValueError: the parameter groups do not match.
