@@ -19,7 +19,7 @@ from optex_rl.compare.statistics import Curve, area, cumulative_average
 from optex_rl.runner.events import DESCRIPTIONS, SHOWN
 
 SMALL = ["--n-envs", "2", "--n-steps", "16", "--iterations", "3", "--eval-episodes", "2", "--eval-freq", "2"]
-OWN = ["--learning-rate", "0.006", "--n-critic-updates", "0", "--no-progress-bar"]  # an estimate of the critic, too
+OWN = ["--learning-rate", "0.006", "--n-critic-updates", "0", "--net-arch", "64", "64", "--no-progress-bar"]
 
 
 class Page:
