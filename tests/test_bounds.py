@@ -48,7 +48,8 @@ def test_the_bounds_belong_to_what_is_allowed() -> None:
     """One option at a time; what several are together is a question of its own."""
     for spec in NUMBERS:
         if HINTS[spec.name] != tuple[int, ...]:
-            least = {"parallelism": 1, "n_envs": 1, "n_steps": 1} | {"history_size": None}
+            points = 1000 if spec.name == "workers" else 1  # there are no more workers than points
+            least = {"parallelism": points, "n_envs": 1, "n_steps": 1} | {"history_size": None}
             changed(**least | {spec.name: spec.metadata["high"]})
     changed(net_arch=(4096,) * 16)
     with pytest.raises(ConfigError, match="a list of at most 16 whole numbers between 1 and 4096, got "):

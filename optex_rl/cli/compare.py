@@ -94,7 +94,8 @@ def _run(flags: Mapping[str, Any], thresholds: Mapping[str, float]) -> int:
     """Do the runs; returns the exit status."""
     from ..compare.sweep import Sweep, run_sweep
 
-    overrides = {name: value for name, value in given_options(flags).items() if name != "env"}
+    # --env and --workers are the comparison's own, and mean something else there.
+    overrides = {name: value for name, value in given_options(flags).items() if name not in ("env", *CLUSTER)}
     names = ("folder", "seeds", "tuning_seeds", "learning_rates", "ent_coefs", "until_threshold", "workers")
     chosen = {name: flags[name] for name in names} | ({"methods": flags["methods"]} if flags["methods"] else {})
     sweep = Sweep(

@@ -83,7 +83,8 @@ def to_env(distribution: ActionDistribution, actions: Tensor) -> Tensor:
     """
     if isinstance(distribution, Categorical):
         return actions + distribution.start
-    if type(distribution) is DiagonalGaussian:  # a subclass may do something else with its actions
+    # Another subclass may do something else with its actions.
+    if type(distribution) is DiagonalGaussian or type(distribution) is SquashedGaussian:
         low, high = torch.as_tensor(distribution.low), torch.as_tensor(distribution.high)
         shaped = actions.reshape(-1, *low.shape).to(low.dtype)
         if isinstance(distribution, SquashedGaussian):
