@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
@@ -20,7 +19,7 @@ from ..envs import EnvFactory, task_name
 from ..optimizer.estimator.predictors import PREDICTORS
 from ..optimizer.options import BLOCKS, OptExOptions
 from ..optimizer.selection import SELECTIONS
-from .checks import check_device, check_option
+from .checks import check_device, check_option, check_workers, option
 from .presets import check_tuned_rate, tuned_options
 from .tasks import check_env, check_env_kwargs, check_env_wrapper
 
@@ -41,31 +40,6 @@ FREE: Final = (
 )
 
 
-def _option(
-    default: Any,
-    text: str,
-    choices: tuple[str, ...] | None = None,
-    *,
-    low: float = 0,
-    high: float | None = None,
-    other: str = "",
-    convert: Callable[[Any], Any] | None = None,
-) -> Any:
-    """Dataclass field with the metadata that the command line needs.
-
-    Args:
-        default: the default.
-        text: what it means.
-        choices: the words that are allowed; None for any.
-        low: the least number that is allowed.
-        high: the largest one; every number has one.
-        other: what is allowed besides numbers, for the message.
-        convert: checks the value, in place of all that, and returns the one to keep.
-    """
-    known = {"help": text, "choices": choices, "low": low, "high": high, "other": other, "convert": convert}
-    return field(default=default, metadata=known, hash=None if convert is None else False)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Options of a training run; names are those of stable-baselines3. Each field says in its metadata what it means.
@@ -77,133 +51,131 @@ class TrainConfig:
             made.
     """
 
-    algo: str = _option("a2c", "agent", tuple(AGENTS))
-    env: str | EnvFactory = _option("CartPole-v1", "task: a Gymnasium id, module:Id, or module:function that makes one")
-    env_kwargs: Mapping[str, Any] | None = _option(None, "arguments of the task", convert=check_env_kwargs)
-    env_wrapper: Any = _option(
-        None, "wrappers of each environment, the innermost first: module.Class", convert=check_env_wrapper
-    )
-    policy: str | None = _option(
+    algo: str = option("a2c", "agent", tuple(AGENTS))
+    env: str | EnvFactory = option("CartPole-v1", "task: a Gymnasium id, module:Id, or module:function that makes one")
+    env_kwargs: Mapping[str, Any] | None = option(None, "arguments of the task", convert=check_env_kwargs)
+    env_wrapper: Any = option(None, "wrappers, the innermost first: module.Class", convert=check_env_wrapper)
+    policy: str | None = option(
         None, "network of your own: module:factory, called with observation and action space; none for MLPs"
     )
-    method: str = _option("optex", "how a sequential iteration uses its N evaluations", METHODS)
-    optimizer: str = _option("adam", "base optimizer, see optex_rl.bases.BASES")
-    learning_rate: float = _option(3e-3, "learning rate of the base optimizer", high=LARGEST)
-    lr_schedule: str = _option("linear", "learning rate over the run; linear falls to 0", SCHEDULES)
-    iterations: int = _option(100, "sequential iterations", low=1, high=10**9)
-    seed: int = _option(0, "seed of everything random", high=LARGEST_SEED)
+    method: str = option("optex", "how a sequential iteration uses its N evaluations", METHODS)
+    optimizer: str = option("adam", "base optimizer, see optex_rl.bases.BASES")
+    learning_rate: float = option(3e-3, "learning rate of the base optimizer", high=LARGEST)
+    lr_schedule: str = option("linear", "learning rate over the run; linear falls to 0", SCHEDULES)
+    iterations: int = option(100, "sequential iterations", low=1, high=10**9)
+    seed: int = option(0, "seed of everything random", high=LARGEST_SEED)
 
-    parallelism: int = _option(
+    parallelism: int = option(
         OPTEX.parallelism,
         "N: points (optex), steps (target) or batches (data-parallel) per iteration",
         low=1,
         high=1000,
     )
-    n_envs: int = _option(8, "environments per point", low=1, high=10**6)
-    n_steps: int = _option(128, "steps per environment and evaluation", low=1, high=10**6)
-    history_size: int | None = _option(
+    n_envs: int = option(8, "environments per point", low=1, high=10**6)
+    n_steps: int = option(128, "steps per environment and evaluation", low=1, high=10**6)
+    history_size: int | None = option(
         None,
         "pairs of parameters and gradient in the history; none for 20, or 3 for each point if more",
         low=2,
         high=10**4,
         other="none",
     )
-    kernel: str = _option(OPTEX.kernel, "kernel of the estimate: matern52, matern32, matern12 or rbf")
-    lengthscale: float | str = _option(
+    kernel: str = option(OPTEX.kernel, "kernel of the estimate: matern52, matern32, matern12 or rbf")
+    lengthscale: float | str = option(
         OPTEX.lengthscale,
         "length scale: a number, 'median', or 'auto' by evidence",
         high=LARGEST,
         other="'auto' or 'median'",
     )
-    noise: float | str = _option(
+    noise: float | str = option(
         OPTEX.noise, "gradient noise: a number, or 'auto' by evidence", high=LARGEST, other="'auto'"
     )
-    selection: str = _option(OPTEX.selection, "how the next iterate is made", tuple(SELECTIONS))
-    stride: int = _option(OPTEX.stride, "base steps from one point to the next", low=1, high=1000)
-    predictor: str = _option(OPTEX.predictor, "what stands in for gradients not yet evaluated", tuple(PREDICTORS))
-    blocks: str = _option(OPTEX.blocks, "one estimate for all parameters, or one for each group", BLOCKS)
+    selection: str = option(OPTEX.selection, "how the next iterate is made", tuple(SELECTIONS))
+    stride: int = option(OPTEX.stride, "base steps from one point to the next", low=1, high=1000)
+    predictor: str = option(OPTEX.predictor, "what stands in for gradients not yet evaluated", tuple(PREDICTORS))
+    blocks: str = option(OPTEX.blocks, "one estimate for all parameters, or one for each group", BLOCKS)
 
-    gamma: float = _option(0.99, "discount factor", high=1)
-    gae_lambda: float = _option(0.95, "bias-variance trade-off of the advantages (a2c, ppo)", high=1)
-    ent_coef: float = _option(0.01, "weight of the entropy bonus", high=LARGEST)
-    vf_coef: float = _option(0.5, "weight of the value loss", high=LARGEST)
-    normalize_advantage: bool = _option(True, "normalise the advantages of each point")
-    clip_range: float = _option(0.2, "how far the probability ratio may leave 1 (ppo)", high=LARGEST)
-    n_epochs: int = _option(10, "passes over the samples of an iteration (ppo)", low=1, high=10**6)
-    batch_size: int = _option(64, "samples of a minibatch (ppo, and the critic's updates)", low=1, high=10**9)
-    target_kl: float | None = _option(
+    gamma: float = option(0.99, "discount factor", high=1)
+    gae_lambda: float = option(0.95, "bias-variance trade-off of the advantages (a2c, ppo)", high=1)
+    ent_coef: float = option(0.01, "weight of the entropy bonus", high=LARGEST)
+    vf_coef: float = option(0.5, "weight of the value loss", high=LARGEST)
+    normalize_advantage: bool = option(True, "normalise the advantages of each point")
+    clip_range: float = option(0.2, "how far the probability ratio may leave 1 (ppo)", high=LARGEST)
+    n_epochs: int = option(10, "passes over the samples of an iteration (ppo)", low=1, high=10**6)
+    batch_size: int = option(64, "samples of a minibatch (ppo, and the critic's updates)", low=1, high=10**9)
+    target_kl: float | None = option(
         None,
         "limit on the divergence: epochs end beyond 1.5 times it (ppo; none: no limit); of a step (trpo; none: .01)",
         high=LARGEST,
         other="none",
     )
-    cg_max_steps: int = _option(15, "steps of the conjugate gradients (trpo)", low=1, high=10**4)
-    cg_damping: float = _option(0.1, "added to the diagonal of the Fisher matrix (trpo)", high=LARGEST)
-    line_search_shrinking_factor: float = _option(0.8, "of the step from one attempt to the next (trpo)", high=1)
-    line_search_max_iter: int = _option(10, "attempts of the line search (trpo)", low=1, high=10**4)
-    n_critic_updates: int = _option(
+    cg_max_steps: int = option(15, "steps of the conjugate gradients (trpo)", low=1, high=10**4)
+    cg_damping: float = option(0.1, "added to the diagonal of the Fisher matrix (trpo)", high=LARGEST)
+    line_search_shrinking_factor: float = option(0.8, "of the step from one attempt to the next (trpo)", high=1)
+    line_search_max_iter: int = option(10, "attempts of the line search (trpo)", low=1, high=10**4)
+    n_critic_updates: int = option(
         0,
         "passes of a critic that all points share over the samples of an iteration; 0: it is part of each point",
         high=10**6,
     )
-    critic_learning_rate: float = _option(
+    critic_learning_rate: float = option(
         1e-3, "learning rate of these passes, scheduled like the base's (Adam)", high=LARGEST
     )
-    baseline: bool = _option(True, "subtract a learned baseline (reinforce)")
-    normalize_obs: bool = _option(False, "normalise observations by running mean and variance")
-    normalize_reward: bool = _option(False, "divide rewards by the running standard deviation of discounted returns")
-    frame_stack: int = _option(1, "observations that are one, images along their channels", low=1, high=1000)
-    noise_repeat: int = _option(1, "steps for which the random numbers of exploration are held", low=1, high=10**6)
-    log_std_init: float = _option(0.0, "initial log standard deviation of continuous actions", low=-20, high=20)
-    max_grad_norm: float | None = _option(
+    baseline: bool = option(True, "subtract a learned baseline (reinforce)")
+    normalize_obs: bool = option(False, "normalise observations by running mean and variance")
+    normalize_reward: bool = option(False, "divide rewards by the running standard deviation of discounted returns")
+    frame_stack: int = option(1, "observations that are one, images along their channels", low=1, high=1000)
+    noise_repeat: int = option(1, "steps for which the random numbers of exploration are held", low=1, high=10**6)
+    log_std_init: float = option(0.0, "initial log standard deviation of continuous actions", low=-20, high=20)
+    max_grad_norm: float | None = option(
         0.5, "clip gradients to this norm before a base step; none for no clipping", high=LARGEST, other="none"
     )
-    squash_output: bool = _option(False, "continuous actions through tanh, to the bounds of their space, not clipped")
-    net_arch: tuple[int, ...] | None = _option(
+    squash_output: bool = option(False, "continuous actions through tanh, to the bounds of their space, not clipped")
+    net_arch: tuple[int, ...] | None = option(
         None,
         "hidden layers of actor and critic; none for 64 64, or, behind the CNN of an image, no layer",
         low=1,
         high=4096,
     )
-    activation: str = _option("tanh", "activation of the hidden layers", ("tanh", "relu"))
-    cnn: str = _option("nature", "network on images: of Mnih et al. (2015), a small one, or none for MLPs", CNN_NAMES)
-    features_dim: int | None = _option(
+    activation: str = option("tanh", "activation of the hidden layers", ("tanh", "relu"))
+    cnn: str = option("nature", "network on images: of Mnih et al. (2015), a small one, or none for MLPs", CNN_NAMES)
+    features_dim: int | None = option(
         None, "features of each image; none for 512, or 256 in a Dict", low=1, high=10**5, other="none"
     )
-    share_features_extractor: bool = _option(True, "one CNN for actor and critic")
+    share_features_extractor: bool = option(True, "one CNN for actor and critic")
 
-    eval_freq: int = _option(
+    eval_freq: int = option(
         20, "iterations between evaluations of the iterate, besides the last; 0 for never", high=10**9
     )
-    eval_episodes: int = _option(
+    eval_episodes: int = option(
         20, "episodes of an evaluation, with the policy's most likely actions", low=1, high=MOST_EPISODES
     )
-    checkpoint_freq: int = _option(
+    checkpoint_freq: int = option(
         100, "iterations between checkpoints, or a minute; 0: only before and after the run", high=10**9
     )
-    max_bad_iterations: int = _option(
+    max_bad_iterations: int = option(
         10, "attempts in a row with NaN or infinite numbers before the run stops", high=10**6
     )
-    device: str = _option("cpu", "torch device of parameters, history and batches")
-    workers: int | None = _option(
+    device: str = option("cpu", "torch device of parameters, history and batches")
+    workers: int | None = option(
         None,
         "processes of a Ray cluster that evaluate the points, at most one for each; none: this process",
         low=1,
         high=1000,
         other="none",
     )
-    ray_address: str | None = _option(
+    ray_address: str | None = option(
         None, "cluster of the workers, 'auto' or HOST:PORT; none: one of their own on this machine"
     )
-    worker_timeout: float = _option(
+    worker_timeout: float = option(
         600.0, "seconds after which a worker that has not answered is replaced", low=1e-3, high=10**6
     )
-    step_delay: float = _option(
+    step_delay: float = option(
         0.0, "seconds asleep in each step of n_envs environments: a stand-in for a slow simulator", high=3600
     )
-    logdir: str | None = _option("runs", "folder of all run folders; none to write nothing")
-    run_name: str | None = _option(None, "name of the run folder; by default ENV_ALGO_METHOD_SEED, numbered if taken")
-    progress_bar: bool = _option(True, "show a progress bar")
+    logdir: str | None = option("runs", "folder of all run folders; none to write nothing")
+    run_name: str | None = option(None, "name of the run folder; by default ENV_ALGO_METHOD_SEED, numbered if taken")
+    progress_bar: bool = option(True, "show a progress bar")
 
     def __post_init__(self) -> None:
         hints = get_type_hints(TrainConfig)
@@ -220,21 +192,10 @@ class TrainConfig:
         if self.n_critic_updates and not self.make_agent().shares_critic:
             why = f"the critic of {self.algo}, with these options, cannot be fitted apart; use a2c"
             raise ConfigError(f"n_critic_updates must be 0, got {self.n_critic_updates}: {why}")
-        self._check_cluster()
+        check_workers(self.workers, self.ray_address, self.parts, self.method, self.parallelism)
         self.optex_options()
         check_name(self.optimizer)
         check_device(self.device)
-
-    def _check_cluster(self) -> None:
-        """Raise a ConfigError unless there is something to do for each worker, and a cluster can have this address."""
-        if self.workers is not None and self.workers > self.parts:
-            words = f"{self.parts} with method {self.method} and parallelism {self.parallelism}, got {self.workers}"
-            raise ConfigError(f"workers must be at most {words}: the others would have nothing to do")
-        if self.ray_address is not None:
-            if self.workers is None:
-                raise ConfigError(f"ray_address needs workers, the number of processes; got {self.ray_address!r} alone")
-            if not re.fullmatch(r"auto|[^\s:/]+:\d{1,5}", self.ray_address):
-                raise ConfigError(f"ray_address must be 'auto' or HOST:PORT, got {self.ray_address!r}")
 
     @classmethod
     def recommended(cls, env: str | EnvFactory = "CartPole-v1", algo: str = "a2c", **overrides: Any) -> TrainConfig:
