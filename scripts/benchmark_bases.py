@@ -26,6 +26,7 @@ from optex_rl.bases import BASES
 from optex_rl.cli.flags import add_config_arguments, given_options
 from optex_rl.common.errors import NumericalError
 from optex_rl.compare.statistics import interquartile_mean, stratified_interval
+from optex_rl.training.config import CLUSTER
 
 FIXED: Final[dict[str, Any]] = {"logdir": None, "run_name": None, "progress_bar": False, "eval_freq": 0}
 METHODS: Final = ("vanilla", "optex")
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rate", type=float, help="of all bases, vanilla and OptEx; by default each searches its own")
     parser.add_argument("--workers", type=int, default=1, help="runs at once")
-    add_config_arguments(parser, leave_out=("method", "optimizer", "learning_rate", "seed", *FIXED))
+    add_config_arguments(parser, leave_out=("method", "optimizer", "learning_rate", "seed", *FIXED, *CLUSTER))
     parser.set_defaults(iterations=40)
     options = vars(parser.parse_args())
     bases, seeds, rate, workers = (options.pop(name) for name in ("bases", "seeds", "rate", "workers"))

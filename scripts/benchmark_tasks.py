@@ -24,6 +24,7 @@ from optex_rl import TrainConfig, train
 from optex_rl.cli.flags import add_config_arguments, given_options
 from optex_rl.compare.statistics import interquartile_mean, median, stratified_interval
 from optex_rl.envs import make_vec
+from optex_rl.training.config import CLUSTER
 from optex_rl.training.rollouts.evaluation import evaluate_policy
 
 # rl_zoo3's benchmark.md, A2C, one run each, deterministic policy. LunarLander's was published for v2.
@@ -94,16 +95,17 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=PUBLISHED, default=list(PUBLISHED), metavar="TASK")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--workers", type=int, default=1, help="runs at once; more than cores distorts wall times")
-    add_config_arguments(parser, leave_out=("env", "seed", *FIXED))
+    add_config_arguments(parser, leave_out=("env", "seed", *FIXED, *CLUSTER))
     parser.set_defaults(eval_freq=5)
     flags = vars(parser.parse_args())
+    workers = flags.pop("workers")
     given = given_options(flags)
     print(f"{shlex.join(sys.argv)}\n")
     print(
         "| task | published | final return, median | IQM (95 %) | iterations to published | seconds | seeds | N | "
         "10⁶ steps |\n|---|---|---|---|---|---|---|---|---|"
     )
-    with ProcessPoolExecutor(flags["workers"], mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for task in flags["tasks"]:
             configs = [TrainConfig.recommended(task, **FIXED, **given, seed=seed) for seed in range(flags["seeds"])]
             outcomes = list(pool.map(run, configs))
