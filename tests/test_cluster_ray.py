@@ -167,7 +167,7 @@ def test_a_killed_worker_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.Mon
     assert ray.is_initialized()  # it was there before
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("local_cluster")
 def test_thirty_killed_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturb: Any) -> None:
     whole = undisturbed(monkeypatch, config(tmp_path, "whole", iterations=90))
@@ -180,7 +180,7 @@ def test_thirty_killed_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert_same_runs(whole, tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_ten_lost_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturb: Any) -> None:
     """Raylets with their workers are killed, each time one that has a worker; before it another one joins."""
     from ray.cluster_utils import Cluster
@@ -212,7 +212,7 @@ def test_ten_lost_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturb
     assert_same_runs(whole, tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_lost_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturb: Any) -> None:
     """The run starts a cluster anew and goes on. Where the learner's own raylet dies, Ray ends the learner, too."""
     ray.shutdown()
@@ -254,7 +254,7 @@ class Unreliable(gymnasium.Env[Any, Any]):
         return self.np_random.uniform(-1, 1, 3).astype(np.float32)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("local_cluster")
 @pytest.mark.parametrize(
     ("hangs", "reason"), [(False, "ValueError: the arm has"), (True, "it has not answered for 5 se")]
@@ -311,7 +311,7 @@ def gone(family: dict[int, str], seconds: float) -> bool:
     return True
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_sigkill_of_the_learner_leaves_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the run is resumed exactly, here in this process with the same shares."""
     run, family = started(tmp_path)
@@ -326,7 +326,7 @@ def test_sigkill_of_the_learner_leaves_no_worker(tmp_path: Path, monkeypatch: py
     assert_same_runs(whole, tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C reaches the whole process group."""
@@ -342,7 +342,6 @@ def test_stopping_leaves_no_process(tmp_path: Path, number: signal.Signals) -> N
     assert gone(family, 20)
 
 
-@pytest.mark.slow
 def test_an_address_without_a_cluster_is_refused(tmp_path: Path) -> None:
     ray.shutdown()
     with pytest.raises(
@@ -352,7 +351,7 @@ def test_an_address_without_a_cluster_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("local_cluster")
 def test_a_worker_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = versions()
@@ -362,11 +361,12 @@ def test_a_worker_of_another_version_is_refused(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("local_cluster")
 def test_an_environment_that_always_fails_stops_the_run(tmp_path: Path) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     once = {"once": str(tmp_path / "missing" / "once"), "hangs": False}  # which cannot be made
+    options = {"env": "Unreliable-v0", "n_steps": 16, "max_bad_iterations": 2}  # each evaluation comes to step 12
     with (
         registered("Unreliable-v0", Unreliable, kwargs=once),
         pytest.warns(WorkerWarning),
@@ -374,5 +374,5 @@ def test_an_environment_that_always_fails_stops_the_run(tmp_path: Path) -> None:
             WorkerError, match=r"worker 0 of 1 was lost 3 times in a row, the last time because FileNotFound"
         ),
     ):
-        train(config(tmp_path, "run", env="Unreliable-v0", iterations=9, workers=1, max_bad_iterations=2, eval_freq=0))
+        train(config(tmp_path, "run", iterations=9, workers=1, eval_freq=0, **options))
     assert (tmp_path / "run" / "checkpoint.pt").exists()

@@ -25,6 +25,16 @@ OWN: Final[dict[str, Any]] = {
 }
 
 
+def answers(address: str) -> bool:
+    """Whether something listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=CHECK_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
 class Session:
     """A connection to Ray; where there was one already it is used, and left as it was.
 
@@ -59,6 +69,8 @@ class Session:
             options |= OWN | {"num_cpus": self.workers}
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of one machine reports to nobody
         try:
+            if self.address not in (None, "auto") and not answers(self.address):
+                raise ConnectionError("nothing answers there")  # at once, where Ray asks again for minutes
             with _signals_kept():
                 self.ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -72,13 +84,8 @@ class Session:
 
     def is_alive(self) -> bool:
         """Whether the head answers."""
-        host, _, port = self.head.rpartition(":")
         self._checked = time.monotonic()
-        try:
-            with socket.create_connection((host, int(port)), timeout=CHECK_SECONDS):
-                return True
-        except OSError:
-            return False
+        return answers(self.head)
 
     def is_gone(self) -> bool:
         """Whether the head no longer answers; looked up now and then, as Ray ends a process that has lost it."""
