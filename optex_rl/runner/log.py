@@ -151,8 +151,9 @@ def progress_bar(show: bool, **options: Any) -> Any:
 
 
 def _shows_bars() -> bool:
-    """Whether standard error is a terminal, or tqdm shows its bars in a notebook."""
+    """Whether standard error is a terminal, or a notebook's, where a bar is text if ipywidgets is not installed."""
     in_notebook = any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__)
+    in_notebook |= type(sys.stderr).__module__.startswith("ipykernel")
     return in_notebook or (sys.stderr is not None and sys.stderr.isatty())
 
 
