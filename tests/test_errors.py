@@ -180,7 +180,7 @@ def test_unknown_arguments_say_where_those_of_the_base_belong() -> None:
     hint = "arguments of the base optimizer go into base_kwargs, as in base_kwargs={'betas': …}"
     with with_message(f"OptEx has no argument 'betas': {hint}"):
         OptEx(parameters, betas=(0.9, 0.99))  # type: ignore[arg-type]
-    typo = "OptEx has no argument 'paralelism': did you mean 'parallelism'?"
+    typo = "OptEx has no argument 'paralelism' (did you mean 'parallelism'?)"
     with with_message(typo):
         OptEx(parameters, paralelism=2)  # type: ignore[arg-type]
     with with_message(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ..common.errors import ConfigError
-from ..common.validation import check_at_least, check_choice
+from ..common.validation import check_at_least, check_choice, did_you_mean
 from .estimator.options import HISTORY_SIZE, KERNEL, LENGTHSCALE, NOISE, validate_estimator_options
 from .estimator.predictors import PREDICTORS
 from .selection import SELECTIONS
@@ -73,6 +72,5 @@ def refuse_unknown(names: Iterable[str], where: str) -> None:
     """
     known = [spec.name for spec in dataclasses.fields(OptExOptions)]
     for name in names:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"arguments of the base optimizer go into {where}"
-        raise ConfigError(f"OptEx has no argument {name!r}: {hint}")
+        hint = did_you_mean(name, known) or f": arguments of the base optimizer go into {where}"
+        raise ConfigError(f"OptEx has no argument {name!r}{hint}")
