@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from optex_rl.compare.methods import METHODS, method_options
 from optex_rl.compare.report import make_tables
 from optex_rl.compare.results import best_setting, gather, gather_trials, read_runs
 from optex_rl.compare.statistics import Curve
-from optex_rl.compare.sweep import Sweep, expected_seconds
+from optex_rl.compare.sweep import Sweep, expected_seconds, run_sweep
 
 SMALL: dict[str, Any] = {"n_envs": 2, "n_steps": 16, "iterations": 3, "eval_episodes": 2, "eval_freq": 2}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
@@ -405,6 +406,22 @@ def test_a_signal_to_the_process_group_is_a_stop(tmp_path: Path, number: signal.
     assert "Traceback" not in err
     assert "error" not in err
     assert ("stopped: the same command does what is missing" if runs else "stopped before a run was finished") in out
+
+
+def test_a_stop_waits_for_the_thread_of_the_pool(tmp_path: Path) -> None:
+    """A thread left behind closes the pool's pipe while the interpreter, at its end, writes to it."""
+
+    def interrupt_after_a_run() -> None:
+        while not list(tmp_path.glob("*.json")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupt = threading.Thread(target=interrupt_after_a_run, daemon=True)
+    interrupt.start()
+    methods = {"methods": ["vanilla"], "learning_rates": [1.0], "seeds": 500, "workers": 1, "progress_bar": False}
+    assert run_sweep(small_sweep(tmp_path, **methods)).requested
+    interrupt.join()
+    assert not [thread for thread in threading.enumerate() if "concurrent.futures" in type(thread).__module__]
 
 
 def test_a_worker_that_dies_alone_is_an_error(tmp_path: Path) -> None:

@@ -242,11 +242,13 @@ class Runner:
         self.bar.set_postfix_str(time.strftime("ends about %H:%M", time.localtime(time.time() + seconds)))
 
     def give_up(self) -> None:
-        """End the runs under way, if there are any."""
+        """End the runs under way, if there are any, and wait for the pool's thread: one that outlives the pool prints a
+        traceback if the interpreter ends at the wrong moment.
+        """
         if self._pending:
-            self.pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
+            self.pool.shutdown(cancel_futures=True)
 
 
 def expected_seconds(left: Mapping[Cell, int], taken: Mapping[Cell, Sequence[float]]) -> float:
