@@ -117,7 +117,7 @@ def workers_cpu(trainer: Trainer) -> float:
 
 def show_cheetah(options: argparse.Namespace) -> None:
     """The subcommand cheetah."""
-    sizes = {**SMALL, "env": "HalfCheetah-v5", "parallelism": 4, "n_envs": 8, "n_steps": 64, "normalize_obs": True}
+    sizes = {**SMALL, "env": "HalfCheetah-v5", "parallelism": 4, "n_envs": 8, "n_steps": 256, "normalize_obs": True}
     configs = {"fused": TrainConfig(**sizes), "2 workers": TrainConfig(**sizes, workers=2)}
     with trainers(configs) as made:
         rows = alternate(made, options.rounds, warm_up=3)

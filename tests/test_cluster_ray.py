@@ -142,9 +142,9 @@ def disturb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Disturban
         iterate, disturbance = Trainer.iterate, Disturbance(action, iterations, most_seconds, prepare)
         made.append(disturbance)
 
-        def disturbed(self: Trainer) -> dict[str, float]:
+        def disturbed(self: Trainer, *with_ceiling: bool) -> dict[str, float]:
             disturbance.begin(self.iteration + 1)
-            return iterate(self)
+            return iterate(self, *with_ceiling)
 
         monkeypatch.setattr(Trainer, "iterate", disturbed)
         return disturbance

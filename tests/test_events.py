@@ -59,8 +59,7 @@ def test_the_learning_curve_stands_first_and_every_tag_says_what_it_is(page: Pag
     tags = page.scalars("optex")
     assert next(iter(tags)) == "curve/cumulative_average_reward"
     assert all(tags.values())
-    assert "over the groups" not in tags["optex/cosine/actor"]
-    assert tags["optex/cosine/actor"].endswith("Of the group actor alone.")
+    assert tags["optex/cosine/critic"].endswith("Of the group critic alone.")
     assert set(SHOWN) <= tags.keys()
     assert {tag for tag in DESCRIPTIONS if not tag.startswith("comparison/")} <= tags.keys()
 

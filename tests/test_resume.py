@@ -176,7 +176,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     start(tmp_path, name="whole")
     iterate = Trainer.iterate
 
-    def twice(self: Trainer) -> dict[str, float]:
+    def twice(self: Trainer, *with_ceiling: bool) -> dict[str, float]:
         if self.iteration == 2:
             os.kill(os.getpid(), signal.SIGINT)
             with pytest.raises(Interrupted):
@@ -184,7 +184,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
             time.sleep(2 * SAME_REQUEST)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)  # interrupted
-        return iterate(self)
+        return iterate(self, *with_ceiling)
 
     monkeypatch.setattr(Trainer, "iterate", twice)
     started = time.perf_counter()
@@ -488,10 +488,10 @@ def _limit_after(patch: pytest.MonkeyPatch, iterations: int, limit: int, limits:
 
     iterate = Trainer.iterate
 
-    def limited(self: Trainer) -> dict[str, float]:
+    def limited(self: Trainer, *with_ceiling: bool) -> dict[str, float]:
         if self.iteration == iterations:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
-        return iterate(self)
+        return iterate(self, *with_ceiling)
 
     patch.setattr(Trainer, "iterate", limited)
 

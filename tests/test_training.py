@@ -93,7 +93,7 @@ def test_optex_learns_cartpole(algo: str, least: float) -> None:
 
 def test_continuous_actions_and_blocks_run() -> None:
     result = train(config(env="Pendulum-v1", blocks="groups", n_steps=210))
-    assert "optex/cosine/actor" in result.rows[-1]
+    assert {"optex/cosine", "optex/cosine/critic", "optex/cosine/all"} <= result.rows[-1].keys()
     assert "optex/noise/critic" in result.rows[-1]
     assert all(p.isfinite().all() for p in result.policy.parameters())
 
@@ -133,7 +133,7 @@ def test_run_folder(tmp_path: Path) -> None:
     assert load_config(run_dir / "config.yml") == options
     with (run_dir / "progress.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["iteration", *COLUMNS, "cosine/actor", "cosine/critic"]
+    assert list(rows[0]) == ["iteration", *COLUMNS, "cosine/all", "cosine/critic", "ceiling/all", "ceiling/critic"]
     assert [row["iteration"] for row in rows] == ["1", "2", "3", "4"]
     assert float(rows[-1]["cumulative_average_reward"]) == result.rows[-1]["rollout/cumulative_average_reward"]
     assert [row["eval_return"] != "" for row in rows] == [False, True, False, True]
@@ -164,10 +164,10 @@ def test_an_interrupted_iteration_is_given_up_and_those_before_are_saved(
 ) -> None:
     iterate = Trainer.iterate
 
-    def interrupted(self: Trainer) -> dict[str, float]:
+    def interrupted(self: Trainer, *with_ceiling: bool) -> dict[str, float]:
         if self.iteration == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return iterate(self)
+        return iterate(self, *with_ceiling)
 
     monkeypatch.setattr(Trainer, "iterate", interrupted)
     before = signal.getsignal(signal.SIGINT)
@@ -198,10 +198,10 @@ def test_a_numerical_fault_is_raised_and_the_state_before_it_is_saved(
 ) -> None:
     trainer_iterate = Trainer.iterate
 
-    def poisoned(self: Trainer) -> dict[str, float]:
+    def poisoned(self: Trainer, *with_ceiling: bool) -> dict[str, float]:
         if self.iteration == 2:
             monkeypatch.setattr(self.evaluator, "agent", Poison())
-        return trainer_iterate(self)
+        return trainer_iterate(self, *with_ceiling)
 
     class Poison(ActorCritic):
         """Gives a loss that is NaN."""

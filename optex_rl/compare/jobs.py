@@ -30,6 +30,7 @@ THRESHOLDS: Final[dict[str, float]] = {
     "MountainCarContinuous-v0": 90.0,
     "Pendulum-v1": -200.0,
     "LunarLander-v3": 150.0,
+    "InvertedPendulum-v5": 950.0,
 }
 MOST_BYTES: Final = 2**28  # of the file of a run
 

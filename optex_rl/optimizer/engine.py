@@ -18,6 +18,7 @@ from .evaluations import Evaluations, as_losses, check_evaluations, check_finite
 from .iteration import (
     Proposal,
     follow,
+    group_sizes,
     iteration_statistics,
     mean_cosines,
     predict_here,
@@ -205,7 +206,7 @@ class Engine:
 
     def _new_estimator(self) -> Predictor:
         parameter = self.base.parameters[0]
-        sizes = [sum(p.numel() for p in group["params"]) for group in self.base.groups]
+        sizes = group_sizes(self.base.groups)
         return PREDICTORS[self.options.predictor](
             sum(sizes),
             block_sizes=sizes if self.options.blocks == "groups" else None,
@@ -222,8 +223,7 @@ class Engine:
             return []
         if len(rows) < len(predictions):
             predictions = predictions[rows]
-        sizes = [sum(p.numel() for p in group["params"]) for group in self.base.groups]
-        return mean_cosines(predictions, evaluations.gradients[: len(rows)], sizes)
+        return mean_cosines(predictions, evaluations.gradients[: len(rows)], group_sizes(self.base.groups))
 
     def _record(self, proposal: Proposal, evaluations: Evaluations, steps: int, cosines: list[float]) -> None:
         assert self.estimator is not None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -217,6 +217,21 @@ def mean_cosines(a: Tensor, b: Tensor, sizes: list[int]) -> list[float]:
     return [float(cosine) for cosine in cosines.mean(1)]
 
 
+def group_sizes(groups: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Number of parameters of each group."""
+    return [sum(p.numel() for p in group["params"]) for group in groups]
+
+
+def group_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Their names; a group without one has its number."""
+    return [str(group.get("name", number)) for number, group in enumerate(groups)]
+
+
+def group_tags(statistic: str, groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of a statistic over all parameters and, where there are several groups, of each of them."""
+    return [statistic, *(f"{statistic}/{name}" for name in group_names(groups) if len(groups) > 1)]
+
+
 def iteration_statistics(
     cosines: list[float], variances: Tensor, estimator: Predictor, groups: list[dict[str, Any]]
 ) -> dict[str, float]:
@@ -228,9 +243,8 @@ def iteration_statistics(
         estimator: gives its fitted hyperparameters.
         groups: parameter groups; several get a cosine each.
     """
-    names = [str(group.get("name", number)) for number, group in enumerate(groups)]
-    tags = ["cosine"] if len(groups) == 1 else ["cosine", *(f"cosine/{name}" for name in names)]
-    statistics = dict(zip(tags, cosines, strict=False))
+    names = group_names(groups)
+    statistics = dict(zip(group_tags("cosine", groups), cosines, strict=False))
     figures = {**estimator.hyperparameters(), "variance": variances.mean(0)}
     values = {name: blocks.tolist() for name, blocks in figures.items()}
     for key, blocks in values.items():

@@ -26,7 +26,10 @@ DESCRIPTIONS: Final = {
     "train/dropped_points": "Points left out of this iteration because of NaN or infinite numbers.",
     "optex/steps": "Base steps from the old iterate to the new one.",
     "optex/history": "Pairs of parameters and gradient in the history.",
-    "optex/cosine": "Cosine between predicted and true gradients at the points; 1 is a perfect prediction.",
+    "optex/cosine": "Cosine of the actor's predicted and sampled gradients at the points; optex/ceiling bounds it.",
+    "optex/cosine/all": "The same over all parameters, where the critic's gradient tends to be the largest.",
+    "optex/ceiling": "The cosine that the true gradient would have with a sampled one, from two halves of the samples.",
+    "optex/ceiling/all": "The same over all parameters.",
     "optex/lengthscale": "Length scale of the kernel, in parameter space.",
     "optex/noise": "Variance of the gradients' noise, in units of the kernel's amplitude.",
     "optex/variance": "Mean posterior variance at the points, in units of the kernel's amplitude; 1: nothing is known.",
@@ -39,12 +42,12 @@ LAYOUT: Final = {
         "mean return of the last 100 episodes": ["Multiline", ["rollout/ep_rew_mean"]],
         "mean return of evaluations": ["Multiline", ["eval/mean_reward"]],
     },
-    "OptEx": {"cosine between predicted and true gradients": ["Multiline", ["optex/cosine"]]},
+    "OptEx": {"predicted, and predictable: cosine and ceiling": ["Multiline", ["optex/cosine", "optex/ceiling"]]},
 }
 
 
 def description_of(tag: str) -> str:
-    """What a tag means; empty for what a custom agent reports. ``optex/cosine/actor`` is about one of the groups."""
+    """What a tag means; empty for what a custom agent reports. ``optex/cosine/critic`` is about one of the groups."""
     family, _, group = tag.rpartition("/")
     if tag not in DESCRIPTIONS and family in DESCRIPTIONS:
         return f"{DESCRIPTIONS[family]} Of the group {group} alone."

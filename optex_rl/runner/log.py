@@ -24,7 +24,7 @@ from .events import EVENT_TAGS, Events
 COLUMNS: Final = (
     *("env_steps", "wall_time", "episodes", "cumulative_average_reward", "ep_rew_mean", "ep_len_mean", "fps"),
     *("learning_rate", "policy_loss", "value_loss", "entropy", "explained_variance"),
-    *("steps", "history", "cosine", "lengthscale", "noise", "variance", "dropped_points", "eval_return"),
+    *("steps", "history", "cosine", "ceiling", "lengthscale", "noise", "variance", "dropped_points", "eval_return"),
 )
 
 LOG: Final = logging.getLogger("optex_rl")

@@ -241,7 +241,7 @@ def _iterate(
 ) -> None:
     trainer = run.trainer
     while recorder.written < trainer.config.iterations and not stop.requested and result.stopped_by is None:
-        run.metrics = recorder.pending = recorder.pending or trainer.iterate()
+        run.metrics = recorder.pending = recorder.pending or trainer.iterate(trainer.evaluation_due(ahead=1))
         is_evaluated = trainer.evaluation_due()
         if is_evaluated:
             run.metrics["eval/mean_reward"] = recorder.keep_best()

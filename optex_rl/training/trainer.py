@@ -29,6 +29,7 @@ from .builders import (
     split_critic,
 )
 from .config import TrainConfig
+from .diagnostics import actor_first, ceilings
 from .faults import FaultLog, describe, find_faults, gather_evidence
 from .rollouts.episodes import EpisodeStatistics
 from .rollouts.evaluation import evaluate_policy, example_observations
@@ -78,7 +79,7 @@ class Trainer:
         groups, critic = split_critic(policy) if config.n_critic_updates else (parameter_groups(policy), [])
         base = make_base(config.optimizer, groups, config.learning_rate, fused_kwargs(config.optimizer))
         self.optimizer = OptEx.wrap(base, **asdict(config.optex_options()))
-        stacked = StackedPolicy(policy, shared=critic)
+        self.stacked = stacked = StackedPolicy(policy, shared=critic)
         stacked.examine(example_observations(spaces[0]), agent.needs_critic and stacked.has_critic)
         warn_of_passes(type(policy).__name__, config.num_points, stacked.obstacle, stacklevel=4)  # at `train`
         self.critic = CriticUpdates(agent, stacked, critic, config) if critic else None
@@ -94,6 +95,7 @@ class Trainer:
         self.best_return = -np.inf
         self._evaluation_envs: Any = None
         self._before_step: Callable[[], object] | None = None
+        self._ceilings: dict[str, float] | None = None
 
     @contextmanager
     def calling_before_steps(self, before_step: Callable[[], object]) -> Iterator[None]:
@@ -111,8 +113,11 @@ class Trainer:
             self._before_step = None
             set_in_evaluator(None)
 
-    def iterate(self) -> dict[str, float]:
+    def iterate(self, with_ceiling: bool = False) -> dict[str, float]:
         """One sequential iteration; its metrics by TensorBoard tag.
+
+        Args:
+            with_ceiling: whether to report ``optex/ceiling``, which takes one more backward pass.
 
         Raises:
             NumericalError: more than ``max_bad_iterations`` bad attempts in a row, see `optex_rl.training.faults`; the
@@ -120,6 +125,7 @@ class Trainer:
             Interrupted: see `calling_before_steps`.
         """
         before = deepcopy(self.state_dict()) if self.config.evaluations > 1 else None  # there are steps in between
+        self._ceilings = {} if with_ceiling else None
         try:
             return self._iterate()
         except Interrupted:
@@ -146,7 +152,7 @@ class Trainer:
             "train/learning_rate": learning_rate,
             **{f"train/{name}": value for name, value in report.items()},
             "train/dropped_points": self.faults.dropped - dropped,
-            **{f"optex/{name}": value for name, value in self.optimizer.statistics.items()},
+            **{f"optex/{name}": value for name, value in self._diagnostics().items()},
             **(self.evaluator.metrics() if isinstance(self.evaluator, ReportsMetrics) else {}),
         }
 
@@ -171,11 +177,18 @@ class Trainer:
         self.env_steps += evaluation.samples
         reasons = find_faults(evaluation.gradients, evaluation.losses.total, evaluation.broken)
         if not reasons:
+            if self._ceilings is not None:
+                groups = self.optimizer.param_groups
+                self._ceilings = ceilings(self.agent, self.stacked, points, evaluation.batch, groups)
             report = self._step(points, evaluation)
             self.faults.in_a_row = 0
             return report
         usable = self._drop(reasons, points, evaluation)
         return self._step(points, evaluation, usable) if usable.any() else {}
+
+    def _diagnostics(self) -> dict[str, float]:
+        statistics = actor_first(self.optimizer.statistics, "cosine")
+        return statistics | (actor_first(self._ceilings or {}, "ceiling") if "cosine" in statistics else {})
 
     def _drop(self, reasons: dict[int, str], points: Tensor, evaluation: Evaluation) -> Tensor:
         """Count and save what is not finite at some of the points; returns the mask ``[N]`` of the others."""
@@ -221,10 +234,10 @@ class Trainer:
             return float("nan")
         return float(np.mean(returns))
 
-    def evaluation_due(self) -> bool:
-        """Whether the iterate is to be evaluated now."""
-        frequency = self.config.eval_freq
-        return frequency > 0 and (self.iteration % frequency == 0 or self.iteration == self.config.iterations)
+    def evaluation_due(self, ahead: int = 0) -> bool:
+        """Whether the iterate is to be evaluated now, or so many iterations ahead."""
+        frequency, iteration = self.config.eval_freq, self.iteration + ahead
+        return frequency > 0 and (iteration % frequency == 0 or iteration == self.config.iterations)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later iterations depend on, as plain values and tensors."""
