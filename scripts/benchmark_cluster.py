@@ -121,7 +121,7 @@ def show_cheetah(options: argparse.Namespace) -> None:
     configs = {"fused": TrainConfig(**sizes), "2 workers": TrainConfig(**sizes, workers=2)}
     with trainers(configs) as made:
         rows = alternate(made, options.rounds, warm_up=3)
-    print("| HalfCheetah-v5, N = 4, 8 × 64 | iteration, ms | best |\n|---|---|---|")
+    print("| HalfCheetah-v5, N = 4, 8 × 256 | iteration, ms | best |\n|---|---|---|")
     for name, some in rows.items():
         print(f"| {name} | {cells(column(some, seconds))} |")
     ratios = [a["seconds"] / b["seconds"] for a, b in zip(rows["fused"], rows["2 workers"], strict=True)]
@@ -132,7 +132,7 @@ def show_cheetah(options: argparse.Namespace) -> None:
 def show_delay(options: argparse.Namespace) -> None:
     """The subcommand delay."""
     sizes = {**SMALL, "n_envs": 8, "n_steps": 128, "step_delay": options.delay}
-    most = options.parallelism[-1]
+    least, most = options.parallelism[0], options.parallelism[-1]
     configs = {f"N = {N}, {N} workers": TrainConfig(**sizes, parallelism=N, workers=N) for N in options.parallelism}
     configs[f"N = {most}, 1 worker"] = TrainConfig(**sizes, parallelism=most, workers=1)
     with trainers(configs) as made:
@@ -144,7 +144,9 @@ def show_delay(options: argparse.Namespace) -> None:
     *spread, single = rows.values()
     for number, word in enumerate(("median", "best")):
         first, last, one = (column(some, seconds)[number] for some in (spread[0], spread[-1], single))
-        print(f"\n{word}: {most} workers {one / last:.1f} times one; N = {most} costs {last / first:.2f} of N = 1")
+        print(
+            f"\n{word}: {most} workers {one / last:.1f} times one; N = {most} costs {last / first:.2f} of N = {least}"
+        )
 
 
 def show_sizes(options: argparse.Namespace) -> None:

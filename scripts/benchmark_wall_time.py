@@ -1,8 +1,8 @@
 """Wall time to a return where steps take their time: OptEx, data-parallel and PPO on the same workers, and vanilla.
 
-Acrobot-v1, whose steps sleep for --delay seconds: a stand-in for a simulator elsewhere. N workers of a Ray cluster on
-this machine have a point each, or with data-parallel and PPO a group of as many environments. Every method has the
-settings that docs/benchmarks.md found for it with so many points. A run stops once it holds the threshold. Seconds are
+A task whose steps sleep for --delay seconds: a stand-in for a simulator elsewhere. N workers of a Ray cluster on this
+machine have a point each, or with data-parallel and PPO a group of as many environments. Every method has the settings
+that `optex-rl compare` found for it with so many points. A run stops once it holds the threshold. Seconds are
 wall time of training without evaluations; processor seconds are those of the learner, in which PPO's epochs are.
 Finished runs are kept in --folder, and the same command does what is missing; then the table is printed and the figure
 drawn.
@@ -37,35 +37,36 @@ from optex_rl.training.rollouts.evaluator import Evaluator
 
 ray: Any = importlib.import_module("ray")  # typed in parts only
 
-ENV: Final = "Acrobot-v1"
-# The commands of docs/benchmarks.md: N, iterations of a whole run, and each method at its tuned settings.
-SETTINGS: Final[Mapping[int, tuple[int, Sequence[str]]]] = {
-    1: (40, ["vanilla:learning_rate=0.006"]),
-    4: (
-        40,
-        [
-            "optex:learning_rate=0.006",
-            "data-parallel:learning_rate=0.024",
-            "ppo:learning_rate=0.000375,batch_size=512,n_epochs=20",
-        ],
-    ),
-    8: (
-        20,
-        [
-            "optex:learning_rate=0.003",
-            "data-parallel:learning_rate=0.024",
-            "ppo:learning_rate=0.0001875,batch_size=512,n_epochs=20",
-        ],
-    ),
+# Task, N: iterations of a whole run, and each method at the settings that `optex-rl compare` found for it.
+SETTINGS: Final[Mapping[str, Mapping[int, tuple[int, Sequence[str]]]]] = {
+    "MountainCar-v0": {
+        1: (60, ["vanilla:learning_rate=0.012"]),
+        4: (
+            60,
+            [
+                "optex:learning_rate=0.006",
+                "data-parallel:learning_rate=0.012",
+                "ppo:learning_rate=0.0015,batch_size=2048,n_epochs=10",
+            ],
+        ),
+        16: (
+            40,
+            [
+                "optex:learning_rate=0.0015",
+                "data-parallel:learning_rate=0.048",
+                "ppo:learning_rate=0.0015,batch_size=2048,n_epochs=10",
+            ],
+        ),
+    },
 }
 
 
-def config_of(method: str, N: int, iterations: int, delay: float) -> TrainConfig:
-    """The options of a method with N workers."""
+def config_of(env: str, method: str, N: int, iterations: int, delay: float) -> TrainConfig:
+    """The options of a method on a task with N workers."""
     fixed, _ = method_options(method)
     quiet: dict[str, Any] = {"logdir": None, "progress_bar": False, "eval_freq": 1, "step_delay": delay}
-    sizes: dict[str, Any] = {"parallelism": N, "workers": N, "iterations": iterations, "gae_lambda": 0.98}
-    return TrainConfig.recommended(ENV, **{"algo": "a2c"} | quiet | sizes | fixed)
+    sizes: dict[str, Any] = {"parallelism": N, "workers": N, "iterations": iterations}
+    return TrainConfig.recommended(env, **{"algo": "a2c"} | quiet | sizes | fixed)
 
 
 class Lent:
@@ -107,19 +108,18 @@ def run(config: TrainConfig, evaluator: Evaluator) -> Curve:
     evaluator.normalizer.load_state_dict(fresh.normalizer.state_dict())
     evaluator.load_state_dict(fresh.state_dict())
     lent: Any = Lent(evaluator)
-    return follow_trainer(Trainer(config, make_evaluator=lambda *_: lent), THRESHOLDS[ENV])
+    return follow_trainer(Trainer(config, make_evaluator=lambda *_: lent), THRESHOLDS[str(config.env)])
 
 
 def run_all(options: argparse.Namespace) -> dict[str, list[Curve]]:
     """The curves of all methods, "N = 4, optex", those that are not in the folder being run."""
     curves: dict[str, list[Curve]] = {}
-    for N in options.parallelism:
-        iterations, methods = SETTINGS[N]
+    for N, (iterations, methods) in SETTINGS[options.env].items():
         for method in methods:
             name = f"N = {N}, {method.partition(':')[0]}"
-            config = config_of(method, N, iterations, options.delay)
+            config = config_of(options.env, method, N, iterations, options.delay)
             paths = [
-                options.folder / f"{name.replace(' = ', '').replace(', ', '_')}_{s}.json" for s in range(options.seeds)
+                options.folder / f"{options.env}_N{N}_{method.partition(':')[0]}_{s}.json" for s in range(options.seeds)
             ]
             if not all(path.exists() for path in paths):
                 with evaluator_of(config) as evaluator:
@@ -131,12 +131,12 @@ def run_all(options: argparse.Namespace) -> dict[str, list[Curve]]:
     return curves
 
 
-def print_table(curves: Mapping[str, Sequence[Curve]]) -> None:
+def print_table(env: str, curves: Mapping[str, Sequence[Curve]]) -> None:
     """Medians of what it took to the threshold."""
     print("| workers | iterations | wall seconds | processor s of the learner | s an iteration | reached |")
     print("|---|---|---|---|---|---|")
     for name, some in curves.items():
-        found = summarize(some, THRESHOLDS[ENV], -500.0, np.random.default_rng(0))
+        found = summarize(some, THRESHOLDS[env], 0.0, np.random.default_rng(0))
         each = np.median([seconds_of_one(curve) for curve in some])
         cells = [figure(found.iterations), figure(found.seconds), figure(found.cpu_seconds), f"{each:.2f}"]
         print(f"| {name} | {' | '.join(cells)} | {found.reached}/{found.runs} |")
@@ -148,7 +148,7 @@ def seconds_of_one(curve: Curve) -> float:
     return curve.wall_time[-1] / going
 
 
-def draw(curves: Mapping[str, Sequence[Curve]], output: Path) -> None:
+def draw(env: str, curves: Mapping[str, Sequence[Curve]], output: Path) -> None:
     """Return against wall seconds, interquartile mean over seeds, on a common grid of seconds."""
     drawing = new_figure(width=8, height=4.5)
     panel: Any = drawing.subplots()
@@ -158,8 +158,8 @@ def draw(curves: Mapping[str, Sequence[Curve]], output: Path) -> None:
         returns = [np.interp(grid, curve.wall_time, curve.returns) for curve in some]
         style = {"vanilla": "-", "optex": "-", "data-parallel": "--", "ppo": ":"}[name.partition(", ")[2]]
         panel.plot(grid, interquartile_mean(returns), style, label=name, color=f"C{number}")
-    panel.axhline(THRESHOLDS[ENV], color="black", linestyle=":", linewidth=1)
-    panel.set(xlabel="wall seconds of training", ylabel="return", title=ENV)
+    panel.axhline(THRESHOLDS[env], color="black", linestyle=":", linewidth=1)
+    panel.set(xlabel="wall seconds of training", ylabel="return", title=env)
     panel.grid(alpha=0.3)
     panel.legend(fontsize="small")
     save_figure(drawing, output)
@@ -168,7 +168,7 @@ def draw(curves: Mapping[str, Sequence[Curve]], output: Path) -> None:
 def main() -> None:
     """Parse the flags, run, print a Markdown table and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parallelism", type=int, nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--env", default="MountainCar-v0", choices=list(SETTINGS))
     parser.add_argument("--delay", type=float, default=5e-3, help="seconds of a step (default: 0.005)")
     parser.add_argument("--seeds", type=int, default=10, help="runs of each method (default: 10)")
     parser.add_argument("--folder", type=Path, default=Path("wall-time"), help="of the runs (default: wall-time)")
@@ -178,13 +178,13 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     print(f"load of the machine before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(**OWN, num_cpus=max(options.parallelism), log_to_driver=False, logging_level="ERROR")
+    ray.init(**OWN, num_cpus=max(SETTINGS[options.env]), log_to_driver=False, logging_level="ERROR")
     try:
         curves = run_all(options)
     finally:
         ray.shutdown()
-    print_table(curves)
-    draw(curves, options.output)
+    print_table(options.env, curves)
+    draw(options.env, curves, options.output)
 
 
 if __name__ == "__main__":
