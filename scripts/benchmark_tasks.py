@@ -2,8 +2,8 @@
 
 The final return is the mean over 100 episodes with the policy's most likely actions, on starts that training never saw;
 over seeds: median, and interquartile mean with its 95 % bootstrap interval. Iterations and wall time are those of the
-first periodic evaluation (20 episodes, most likely actions) that reaches the score which rl_zoo3 publishes for A2C;
-the time includes all evaluations up to there.
+first periodic evaluation (20 episodes, most likely actions) that reaches the score which rl_zoo3 publishes for A2C, or
+for MuJoCo's tasks, which are run where they are named, CleanRL for PPO; the time includes all evaluations up to there.
 """
 
 from __future__ import annotations
@@ -36,6 +36,14 @@ PUBLISHED: Final = {
     "Pendulum-v1": -162.965,
     "LunarLander-v3": 155.751,
 }
+# CleanRL's documentation, PPO after 10⁶ steps, episodes of training; published for v4.
+PUBLISHED_MUJOCO: Final = {
+    "InvertedPendulum-v5": 950.98,
+    "Hopper-v5": 2051.80,
+    "HalfCheetah-v5": 2905.85,
+    "Walker2d-v5": 2890.97,
+}
+SCORES: Final = PUBLISHED | PUBLISHED_MUJOCO
 FIXED: Final[dict[str, Any]] = {"logdir": None, "run_name": None, "progress_bar": False, "eval_episodes": 20}
 FINAL_EPISODES: Final = 100
 FINAL_SEED: Final = 1_000_003  # plus the seed of the run: every run has starts of its own
@@ -56,7 +64,7 @@ def run(config: TrainConfig) -> Outcome:
     result = train(config)
     hit = (math.inf, math.inf)
     for iteration, row in enumerate(result.rows, 1):
-        if row.get("eval/mean_reward", -math.inf) >= PUBLISHED[config.env_name]:
+        if row.get("eval/mean_reward", -math.inf) >= SCORES[config.env_name]:
             hit = (iteration, row["time/wall_time"])
             break
     envs = make_vec(config.env, FINAL_EPISODES)
@@ -83,7 +91,7 @@ def table_row(config: TrainConfig, outcomes: list[Outcome]) -> str:
     reached = sum(map(math.isfinite, iterations))
     env = config.env_name
     return (
-        f"| {env} | {PUBLISHED[env]:.0f} | {statistics.median(finals):.1f} | {spread(finals)} | "
+        f"| {env} | {SCORES[env]:.0f} | {statistics.median(finals):.1f} | {spread(finals)} | "
         f"{median_of_all(iterations, 0)} of {config.iterations} | {median_of_all(seconds, 1)} | "
         f"{reached}/{len(outcomes)} | {config.parallelism} | {outcomes[0].env_steps / 1e6:.2f} |"
     )
@@ -92,7 +100,7 @@ def table_row(config: TrainConfig, outcomes: list[Outcome]) -> str:
 def main() -> None:
     """Parse the flags, run tasks and seeds; a line as each task is done, the final returns of its seeds to stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=PUBLISHED, default=list(PUBLISHED), metavar="TASK")
+    parser.add_argument("--tasks", nargs="+", choices=SCORES, default=list(PUBLISHED), metavar="TASK")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--workers", type=int, default=1, help="runs at once; more than cores distorts wall times")
     add_config_arguments(parser, leave_out=("env", "seed", *FIXED, *CLUSTER))

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from optex_rl import TrainConfig
+from optex_rl.agents import Agent, StackedPolicy
 from optex_rl.cluster import spread
 from optex_rl.cluster.session import OWN
 from optex_rl.compare.jobs import THRESHOLDS, follow_trainer
@@ -40,7 +41,7 @@ ray: Any = importlib.import_module("ray")  # typed in parts only
 # Task, N: iterations of a whole run, and each method at the settings that `optex-rl compare` found for it.
 SETTINGS: Final[Mapping[str, Mapping[int, tuple[int, Sequence[str]]]]] = {
     "MountainCar-v0": {
-        1: (60, ["vanilla:learning_rate=0.012"]),
+        1: (60, ["vanilla:learning_rate=0.012", "ppo:learning_rate=0.0015,batch_size=512,n_epochs=10"]),
         4: (
             60,
             [
@@ -54,7 +55,7 @@ SETTINGS: Final[Mapping[str, Mapping[int, tuple[int, Sequence[str]]]]] = {
             [
                 "optex:learning_rate=0.0015",
                 "data-parallel:learning_rate=0.048",
-                "ppo:learning_rate=0.0015,batch_size=2048,n_epochs=10",
+                "ppo:learning_rate=0.00075,batch_size=2048,n_epochs=10",
             ],
         ),
     },
@@ -75,9 +76,9 @@ class Lent:
     def __init__(self, inner: Evaluator) -> None:
         self.inner = inner
 
-    def __call__(self, points: torch.Tensor) -> Any:
+    def __call__(self, points: torch.Tensor, prepare: Any = None) -> Any:
         """See `Evaluator`."""
-        return self.inner(points)
+        return self.inner(points, prepare)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -107,8 +108,12 @@ def run(config: TrainConfig, evaluator: Evaluator) -> Curve:
     fresh = build_collector(replace(config, step_delay=0.0), config.parts, config.n_envs)
     evaluator.normalizer.load_state_dict(fresh.normalizer.state_dict())
     evaluator.load_state_dict(fresh.state_dict())
-    lent: Any = Lent(evaluator)
-    return follow_trainer(Trainer(config, make_evaluator=lambda *_: lent), THRESHOLDS[str(config.env)])
+
+    def lend(config: TrainConfig, agent: Agent, policy: StackedPolicy) -> Any:
+        vars(evaluator).update(config=config, agent=agent, policy=policy)  # the critic is in the learner's
+        return Lent(evaluator)
+
+    return follow_trainer(Trainer(config, make_evaluator=lend), THRESHOLDS[str(config.env)])
 
 
 def run_all(options: argparse.Namespace) -> dict[str, list[Curve]]:

@@ -18,7 +18,8 @@ from optex_rl.training.config import load_config
 from optex_rl.training.presets import tuned_options
 
 CLASSIC = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"]
-TASKS = [*CLASSIC, "LunarLander-v3", "Catch-v0", "InvertedPendulum-v5"]
+MUJOCO = ["InvertedPendulum-v5", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"]
+TASKS = [*CLASSIC, "LunarLander-v3", "Catch-v0", *MUJOCO]
 NOT_OF_A_TASK = {"env", "algo", "seed", "device", "logdir", "run_name", "progress_bar", "eval_freq", "eval_episodes"}
 
 
