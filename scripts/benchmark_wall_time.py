@@ -30,7 +30,8 @@ from optex_rl.cluster.session import OWN
 from optex_rl.compare.jobs import THRESHOLDS, follow_trainer
 from optex_rl.compare.methods import method_options
 from optex_rl.compare.report import figure
-from optex_rl.compare.statistics import Curve, interquartile_mean, summarize
+from optex_rl.compare.report import spread as spread_of
+from optex_rl.compare.statistics import Array, Curve, interquartile_mean, stratified_interval, summarize
 from optex_rl.runner.plots import new_figure, save_figure
 from optex_rl.training import Trainer
 from optex_rl.training.builders import build_collector
@@ -136,15 +137,30 @@ def run_all(options: argparse.Namespace) -> dict[str, list[Curve]]:
     return curves
 
 
+def returns_over(seconds: Array, curves: Sequence[Curve]) -> Array:
+    """The return of each run at given wall seconds, linear between evaluations."""
+    return np.array([np.interp(seconds, curve.wall_time, curve.returns) for curve in curves])
+
+
+def common_seconds(curves: Mapping[str, Sequence[Curve]]) -> Array:
+    """From the start until half of the runs of the slowest method have ended."""
+    return np.linspace(0.0, max(np.median([curve.wall_time[-1] for curve in some]) for some in curves.values()), 200)
+
+
 def print_table(env: str, curves: Mapping[str, Sequence[Curve]]) -> None:
-    """Medians of what it took to the threshold."""
-    print("| workers | iterations | wall seconds | processor s of the learner | s an iteration | reached |")
-    print("|---|---|---|---|---|---|")
+    """Medians of what it took to the threshold, and the mean return over wall time."""
+    seconds = common_seconds(curves)
+    print(
+        "| workers | iterations | wall seconds | s an iteration | CPU s of the learner | reached | "
+        f"mean return of the first {seconds[-1]:.0f} s (95 %) |\n|---|---|---|---|---|---|---|"
+    )
     for name, some in curves.items():
         found = summarize(some, THRESHOLDS[env], 0.0, np.random.default_rng(0))
         each = np.median([seconds_of_one(curve) for curve in some])
-        cells = [figure(found.iterations), figure(found.seconds), figure(found.cpu_seconds), f"{each:.2f}"]
-        print(f"| {name} | {' | '.join(cells)} | {found.reached}/{found.runs} |")
+        areas = returns_over(seconds, some).mean(axis=1)
+        area = spread_of(float(interquartile_mean(areas)), stratified_interval([areas], np.random.default_rng(0)))
+        cells = [figure(found.iterations), figure(found.seconds, 1), f"{each:.2f}", figure(found.cpu_seconds, 1)]
+        print(f"| {name} | {' | '.join(cells)} | {found.reached}/{found.runs} | {area} |")
 
 
 def seconds_of_one(curve: Curve) -> float:
@@ -154,15 +170,14 @@ def seconds_of_one(curve: Curve) -> float:
 
 
 def draw(env: str, curves: Mapping[str, Sequence[Curve]], output: Path) -> None:
-    """Return against wall seconds, interquartile mean over seeds, on a common grid of seconds."""
+    """Return against wall seconds, interquartile mean over seeds."""
     drawing = new_figure(width=8, height=4.5)
     panel: Any = drawing.subplots()
-    end = max(np.median([curve.wall_time[-1] for curve in some]) for some in curves.values())
-    grid = np.linspace(0.0, end, 200)
+    seconds = common_seconds(curves)
     for number, (name, some) in enumerate(curves.items()):
-        returns = [np.interp(grid, curve.wall_time, curve.returns) for curve in some]
         style = {"vanilla": "-", "optex": "-", "data-parallel": "--", "ppo": ":"}[name.partition(", ")[2]]
-        panel.plot(grid, interquartile_mean(returns), style, label=name, color=f"C{number}")
+        returns = interquartile_mean(returns_over(seconds, some))
+        panel.plot(seconds, returns, style, label=name, color=f"C{number}")
     panel.axhline(THRESHOLDS[env], color="black", linestyle=":", linewidth=1)
     panel.set(xlabel="wall seconds of training", ylabel="return", title=env)
     panel.grid(alpha=0.3)

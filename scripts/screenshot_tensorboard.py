@@ -78,7 +78,8 @@ def main() -> None:
     parser.add_argument("--chromium", default=shutil.which("chromium") or "chromium", help="the program")
     options = parser.parse_args()
     with tensorboard(options.logdir) as address:
-        page = address if options.page == "timeseries" else f"{address}/#{options.page}"
+        # Lines as SVG: without a graphics card the canvas stays empty.
+        page = f"{address}/?forceSVG=true#{options.page}"
         open_page(options.chromium, page, f"--screenshot={options.output.resolve()}")
         if options.page != "timeseries":
             return
