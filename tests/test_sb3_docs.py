@@ -46,6 +46,7 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         ("sb3_drop_in.py", ["--total-timesteps", "2048"], "the history went along"),
         ("sb3_parallel.py", ["--rollouts", "2"], "return of the iterate"),
         ("benchmark_sb3_ppo.py", ["--batch-sizes", "8", "--parallelism", "2", "--repeats", "2"], "| 8 | 2 |"),
+        ("benchmark_sb3_off_policy.py", ["--steps", "5", "--warm-up", "60"], "| TD3 | "),
         ("benchmark_sb3.py", ["--seeds", "1", "--rollouts", "2", "--n-steps", "8"], "| OptExA2C, rate × 4 |"),
     ],
 )
