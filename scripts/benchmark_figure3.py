@@ -97,13 +97,14 @@ class Cell(NamedTuple):
 
 
 def choose_rate(run_all: RunAll, job: Job, tuning_seeds: int) -> float:
-    """The rate with the greatest mean cumulative average reward at the end; a run without an episode has none."""
+    """The rate with the greatest mean cumulative average reward at the end, which is printed for each that is tried."""
 
     def score(rate: float) -> float:
         seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + tuning_seeds)
         runs = run_all([dataclasses.replace(job, rate=rate, seed=seed) for seed in seeds])
         mean = statistics.fmean(rows[-1].cumulative for rows in runs)
-        return -math.inf if math.isnan(mean) else mean
+        print(f"| {job.env} | {METHODS[job.method]} | {rate:.2g} | {figure(mean, 1)} |", flush=True)
+        return -math.inf if math.isnan(mean) else mean  # no episode has ended
 
     return best_rate(score, zoo_options("dqn", job.env)["learning_rate"])
 
@@ -196,10 +197,13 @@ def main() -> int:
     if "vanilla" not in options.methods:
         parser.error("--methods must have vanilla, which the others are held against")
     options.folder.mkdir(parents=True, exist_ok=True)
+    print(
+        f"{shlex.join(sys.argv)}\n\n| task | method | rate | {options.tuning_seeds} tuning seeds |\n|---|---|---|---|"
+    )
     try:
         with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
             tasks = measure(partial(pool.map, partial(finished, options.folder)), options)
-        print(f"{shlex.join(sys.argv)}\n\n{header()}")
+        print(f"\n{header()}")
         print("\n".join(table_row(env, method, cells) for env, cells in tasks.items() for method in cells))
         if options.output is not None:
             draw(tasks, options.output)
