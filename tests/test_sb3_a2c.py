@@ -23,7 +23,6 @@ from stable_baselines3.common.envs import (
 )
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
@@ -35,9 +34,8 @@ from optex_rl.sb3 import OptExA2C, OptExCallback, make_sb3_vec_env
 from optex_rl.sb3.networks import StackedNetworks
 
 from .helpers import reloaded, same, weights
-from .networks import BATCHED, ONE_BY_ONE, REFUSED, WIDTH
-
-NETWORKS = ONE_BY_ONE | BATCHED | {name: make for name, (make, _) in REFUSED.items()}
+from .networks import BATCHED, ONE_BY_ONE, REFUSED
+from .sb3_extractors import SLOW, extracting
 
 
 def make(env: Any = "CartPole-v1", policy: Any = "MlpPolicy", **arguments: Any) -> OptExA2C:
@@ -71,23 +69,6 @@ class Recorder(BaseCallback):
         self.infos.append(copy.deepcopy(self.locals["infos"]))
         self.rewards.append(self.locals["rewards"].copy())
         return True
-
-
-class Extractor(BaseFeaturesExtractor):
-    """One of the networks that vmap may stumble over."""
-
-    def __init__(self, observation_space: spaces.Box, kind: str) -> None:
-        super().__init__(observation_space, WIDTH)
-        self.network = NETWORKS[kind](observation_space.shape[0])
-
-    def forward(self, observations: Tensor) -> Tensor:
-        features: Tensor = self.network(observations)
-        return features
-
-
-def extracting(kind: str) -> dict[str, Any]:
-    """`policy_kwargs` with such an extractor."""
-    return {"features_extractor_class": Extractor, "features_extractor_kwargs": {"kind": kind}, "net_arch": [8]}
 
 
 class Normed(ActorCriticPolicy):
@@ -124,9 +105,6 @@ SPACES |= {
     kind: (lambda: make_sb3_vec_env("CartPole-v1", 6), "MlpPolicy", extracting(kind))
     for kind in (*ONE_BY_ONE, *BATCHED)
 }
-
-# torch's, of the operations that vmap makes one after the other on its own, and ours, which a test of its own expects.
-SLOW = ("ignore:There is a performance drop because", "ignore::optex_rl.PerformanceWarning")
 
 
 def reference_losses(model: OptExA2C, points: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -14,17 +14,24 @@ from stable_baselines3.common.env_util import make_vec_env
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "stable-baselines3.md"
+SHORTER = {"100_000": "1_000", "1_280": "50", "60 * 128 * 32": "2 * 128 * 32", "(50_000)": "(1_040)"}
 
 
 def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict[str, Any] = {}
     for block in blocks:
-        exec(block.replace("100_000", "1_000").replace("1_280", "50").replace("60 * 128 * 32", "2 * 128 * 32"), names)
+        for long, short in SHORTER.items():
+            block = block.replace(long, short)
+        exec(block, names)
     assert len(list(tmp_path.glob("checkpoints/*.zip"))) == 2
-    assert (tmp_path / "cartpole.zip").exists()
+    assert {path.name for path in tmp_path.glob("cartpole*")} == {
+        "cartpole.zip",
+        "cartpole-dqn.zip",
+        "cartpole-dqn-buffer.pkl",
+    }
     assert "Eval num_timesteps=400" in capsys.readouterr().out
     # rl_zoo3's configuration: it makes the environments, the rest are the algorithm's arguments.
     options = names["hyperparams"]["CartPole-v1"]
@@ -39,6 +46,7 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         ("sb3_drop_in.py", ["--total-timesteps", "2048"], "the history went along"),
         ("sb3_parallel.py", ["--rollouts", "2"], "return of the iterate"),
         ("benchmark_sb3_ppo.py", ["--batch-sizes", "8", "--parallelism", "2", "--repeats", "2"], "| 8 | 2 |"),
+        ("benchmark_sb3_off_policy.py", ["--steps", "5", "--warm-up", "60"], "| TD3 | "),
         ("benchmark_sb3.py", ["--seeds", "1", "--rollouts", "2", "--n-steps", "8"], "| OptExA2C, rate × 4 |"),
     ],
 )

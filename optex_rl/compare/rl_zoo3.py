@@ -1,21 +1,28 @@
-"""The baselines sb3-a2c and sb3-ppo: stable-baselines3 with rl_zoo3's hyperparameters, from ``rl_zoo3.yml``."""
+"""rl_zoo3's hyperparameters, from ``rl_zoo3.yml``, and the baselines that have them: sb3-a2c and sb3-ppo."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from ..common.errors import ConfigError
 from ..common.storage import packaged_table
 from ..common.validation import check_between
 from ..training.config import LARGEST_SEED, MOST_EPISODES
 
+ALGORITHMS: Final = ("a2c", "ppo")  # whose rollouts a comparison can follow
+
 
 def _table() -> dict[str, dict[str, dict[str, Any]]]:
     """Options by task and algorithm."""
     return packaged_table("optex_rl.compare", "rl_zoo3.yml")
+
+
+def zoo_options(algo: str, env: str) -> dict[str, Any]:
+    """What rl_zoo3 says of an algorithm on a task, as in its file; a copy."""
+    return copy.deepcopy(_table()[env][algo])  # A2C writes into the policy_kwargs that it is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +50,7 @@ class Sb3Config:
     eval_episodes: int = 20
 
     def __post_init__(self) -> None:
-        if self.algo not in _table().get(self.env, {}):
+        if self.algo not in ALGORITHMS or self.algo not in _table().get(self.env, {}):
             raise ConfigError(
                 f"rl_zoo3 has no hyperparameters for {self.algo} on {self.env}: choose {', '.join(_table())}"
             )
@@ -55,7 +62,7 @@ class Sb3Config:
 
     def options(self) -> dict[str, Any]:
         """What rl_zoo3 says, as in its file."""
-        return copy.deepcopy(_table()[self.env][self.algo])  # A2C writes into the policy_kwargs that it is given
+        return zoo_options(self.algo, self.env)
 
     def shared_options(self) -> dict[str, Any]:
         """Everything that decides what the run gives."""

@@ -4,6 +4,7 @@
 - `OptExCallback`: evaluation and checkpoints at the iterate, a history for each PPO rollout, statistics in the log.
 - `make_sb3_vec_env`: the natively vectorised environments as a ``VecEnv``.
 - `OptExA2C`: A2C with rollouts and gradients at N parameter sets at once.
+- `OptExDQN`: DQN with gradients at N parameter sets at once.
 
 Needs ``pip install 'optex-rl[sb3]'``; the rest of the package does not.
 """
@@ -17,6 +18,7 @@ from ..common.errors import ConfigError
 try:
     from .a2c import OptExA2C as OptExA2C
     from .callback import OptExCallback as OptExCallback
+    from .dqn import OptExDQN as OptExDQN
     from .vec_env import NativeVecEnv as NativeVecEnv
     from .vec_env import make_sb3_vec_env as make_sb3_vec_env
 except ModuleNotFoundError as error:
@@ -24,7 +26,7 @@ except ModuleNotFoundError as error:
         raise
     raise ModuleNotFoundError("optex_rl.sb3 needs stable-baselines3: pip install 'optex-rl[sb3]'") from error
 
-__all__ = ["NativeVecEnv", "OptExA2C", "OptExCallback", "make_sb3_vec_env", "sb3_defaults"]
+__all__ = ["NativeVecEnv", "OptExA2C", "OptExCallback", "OptExDQN", "make_sb3_vec_env", "sb3_defaults"]
 
 _ADAM_ACTOR_CRITIC: Final = ("adam", {"eps": 1e-5})
 _ADAM: Final = ("adam", dict[str, Any]())

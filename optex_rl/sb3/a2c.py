@@ -23,12 +23,12 @@ from stable_baselines3.common.utils import explained_variance, obs_as_tensor, sa
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from ..agents.networks.batching import convolves_on_cpu, warn_of_passes
 from ..common.errors import ConfigError
 from ..common.validation import check_at_least
 from ..envs import NATIVE
 from ..optimizer import OptEx
-from .networks import StackedNetworks, check_policy, find_obstacle_in
+from .model import optimizer_of, record_statistics, with_optex
+from .networks import StackedNetworks, can_batch
 from .vec_env import make_sb3_vec_env
 
 SelfOptExA2C = TypeVar("SelfOptExA2C", bound="OptExA2C")
@@ -98,35 +98,21 @@ class OptExA2C(A2C):
                 f"{self.n_envs} sub-environments cannot be shared out among parallelism={self.parallelism} points; "
                 "their number must be a multiple of it"
             )
-        self.policy_kwargs = self._with_optex(self.policy_kwargs)
+        # As ActorCriticPolicy does for Adam without arguments.
+        adam_kwargs = {"eps": 1e-5}
+        self.policy_kwargs = with_optex(
+            self.policy_kwargs, self.parallelism, self.max_grad_norm, self.optex_kwargs, adam_kwargs
+        )
         super()._setup_model()
         if self.parallelism > 1:
-            check_policy(self.policy)
-            obstacle = find_obstacle_in(self.policy)
-            warn_of_passes(type(self.policy).__name__, self.parallelism, obstacle, stacklevel=4)
-            self._batched = obstacle is None and not convolves_on_cpu(self.policy)
-
-    def _with_optex(self, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of the policy with OptEx over the optimizer that they name; the same again for its own result."""
-        cls = policy_kwargs.get("optimizer_class", torch.optim.Adam)
-        options = policy_kwargs.get("optimizer_kwargs")
-        if not issubclass(cls, OptEx):
-            # As ActorCriticPolicy does for Adam without arguments.
-            base_kwargs = {"eps": 1e-5} if cls is torch.optim.Adam and options is None else options
-            cls, options = OptEx, {"base": cls, "base_kwargs": dict(base_kwargs or {})}
-        # With one point A2C clips before the step, as ever.
-        clip = {"max_grad_norm": None if self.parallelism == 1 else self.max_grad_norm}
-        options = {**(options or {}), **clip, **self.optex_kwargs, "parallelism": self.parallelism}
-        return {**policy_kwargs, "optimizer_class": cls, "optimizer_kwargs": options}
+            self._batched = can_batch(StackedNetworks, self.policy, self.parallelism, stacklevel=4)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_points"]
 
     @property
     def _optimizer(self) -> OptEx:
-        optimizer = self.policy.optimizer
-        assert isinstance(optimizer, OptEx)
-        return optimizer
+        return optimizer_of(self.policy)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -263,8 +249,7 @@ class OptExA2C(A2C):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", torch.exp(self.policy.log_std).mean().item())
         self.logger.record("optex/iterations", self._n_updates)
-        for name, value in self._optimizer.statistics.items():
-            self.logger.record(f"optex/{name}", value)
+        record_statistics(self.logger, self._optimizer)
         if self._iterate_returns:
             self.logger.record("optex/ep_rew_mean_iterate", safe_mean(self._iterate_returns))
 

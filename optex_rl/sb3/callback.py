@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from ..common.errors import ConfigError
 from ..optimizer import OptEx
+from .model import record_statistics
 
 
 def optex_optimizers(model: BaseAlgorithm) -> dict[str, OptEx]:
@@ -89,9 +90,7 @@ class OptExCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         for owner, optimizer in self.optimizers.items():
-            prefix = "optex" if len(self.optimizers) == 1 else f"optex/{owner}"
-            for name, value in optimizer.statistics.items():
-                self.logger.record(f"{prefix}/{name}", value)
+            record_statistics(self.logger, optimizer, "optex" if len(self.optimizers) == 1 else f"optex/{owner}")
         with self._at_iterate():
             self.callback.on_rollout_end()
 

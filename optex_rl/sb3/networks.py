@@ -1,103 +1,176 @@
 """The networks of a stable-baselines3 policy at N stacked parameter sets: N forward passes as one.
 
-Axes: N points (parameter sets), d parameters, M rows of observations a point, A inputs of the action distribution.
-The flat vector of a policy is the concatenation of ``p.reshape(-1)`` over ``policy.parameters()``.
+Axes: N points (parameter sets), d parameters, M rows of observations a point, A actions or inputs of a distribution.
+The flat vector of a policy is the concatenation of ``p.reshape(-1)`` over ``policy.parameters()``. To these classes the
+Q-network of DQN is a policy.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
 from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.dqn.policies import QNetwork
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from ..agents import sample_observations
-from ..agents.networks.batching import Rows, evaluate, find_obstacle
+from ..agents.networks.batching import Rows, convolves_on_cpu, evaluate, find_obstacle, warn_of_passes
 from ..agents.networks.stacked_mlp import ACTIVATIONS, StackedMlp
 from ..common.errors import ConfigError
 
-# Methods that define what a policy computes; an override of one of them would be ignored silently.
-ASSUMED: Final = ("forward", "evaluate_actions", "predict_values", "extract_features", "_get_action_dist_from_latent")
 ACTIVATION_NAMES: Final = {nn.Tanh: "tanh", nn.ReLU: "relu"}
 
 
-def check_policy(policy: ActorCriticPolicy) -> None:
-    """Refuse policies whose networks cannot be evaluated at several parameter sets at once.
+def refuse_own_methods(policy: BasePolicy, cls: type[BasePolicy], assumed: Sequence[str]) -> None:
+    """Refuse policies with methods of their own in place of those that define what ``cls`` computes.
 
     Raises:
-        ConfigError: the policy explores by gSDE, whose noise belongs to one parameter set, or computes in its own way.
+        ConfigError: the policy overrides one of them, which would be ignored silently.
     """
-    if policy.use_sde:
-        raise ConfigError("gSDE draws its noise for one parameter set; use parallelism=1 or use_sde=False")
-    own = [name for name in ASSUMED if getattr(type(policy), name) is not getattr(ActorCriticPolicy, name)]
+    own = [name for name in assumed if getattr(type(policy), name) is not getattr(cls, name)]
     if own:
         raise ConfigError(
             f"{type(policy).__name__} has its own {', '.join(own)}, which cannot be evaluated at several parameter sets"
         )
 
 
-def find_obstacle_in(policy: ActorCriticPolicy) -> str | None:
-    """Why the networks need N passes for N points, in torch's words; None if they do not.
+class StackedPolicy(ABC):
+    """What the networks of one policy give at N points; its own parameters are never read.
+
+    MLPs with tanh or ReLU on flat observations go through batched matrix products, anything else through
+    `torch.func.vmap`, or point after point.
+
+    Args:
+        policy: gives architecture and observation space.
+        points: ``[N, d]``; gradients reach them.
+        batched: whether vmap can evaluate the networks, see `can_batch`.
+    """
+
+    def __init__(self, policy: BasePolicy, points: Tensor, batched: bool = True) -> None:
+        self._space, self._normalize_images = policy.observation_space, policy.normalize_images
+        self._batched = batched
+        self._named = dict(policy.named_parameters())
+        pieces = torch.split(points, [p.numel() for p in self._named.values()], dim=1)
+        self._N = len(points)
+        self._stacked = {
+            name: piece.reshape(self._N, *p.shape) for (name, p), piece in zip(self._named.items(), pieces, strict=True)
+        }
+        mlps = self._mlps()
+        self.are_mlps = mlps is not None
+        self._outputs = mlps or self._evaluate
+
+    @staticmethod
+    @abstractmethod
+    def check(policy: Any) -> None:
+        """Refuse policies whose networks cannot be evaluated at several parameter sets at once.
+
+        Raises:
+            ConfigError: with the reason.
+        """
+
+    @property
+    @abstractmethod
+    def networks(self) -> nn.Module:
+        """From preprocessed observations to what is wanted; the policy is its attribute ``policy``."""
+
+    @abstractmethod
+    def _mlps(self) -> Callable[[Any], Any] | None:
+        """The networks as batched matrix products; None if they are not plain MLPs with tanh or ReLU."""
+
+    def outputs(self, obs: Rows) -> Any:
+        """What the networks give, ``[N, M, ...]``, for row ``n·M + m`` of ``obs [N·M, ...]`` at point n."""
+        rows = preprocess_obs(obs, self._space, normalize_images=self._normalize_images)
+        if isinstance(rows, dict):
+            return self._outputs({key: self._by_point(value) for key, value in rows.items()})
+        return self._outputs(self._by_point(rows))
+
+    def _by_point(self, rows: Tensor) -> Tensor:
+        """``[N·M, ...]`` as ``[N, M, ...]``."""
+        return rows.reshape(self._N, -1, *rows.shape[1:])
+
+    def _evaluate(self, obs: Rows) -> Any:
+        stacked = {f"policy.{name}": value for name, value in self._stacked.items()}
+        return evaluate(self.networks, stacked, obs, self._batched)
+
+    def _mlp(self, layers: Sequence[nn.Module]) -> StackedMlp | None:
+        stacked = {id(p): self._stacked[name] for name, p in self._named.items()}
+        linear = [layer for layer in layers[::2] if type(layer) is nn.Linear]
+        kinds = {type(layer) for layer in layers[1::2]} or {nn.Tanh}
+        # Weight and spectral normalisation compute the weight from parameters: it is none itself.
+        plain = all(id(p) in stacked for layer in linear for p in (layer.weight, layer.bias))
+        if not plain or len(linear) < len(layers[::2]) or len(kinds) > 1 or not kinds <= ACTIVATION_NAMES.keys():
+            return None
+        pairs = [(stacked[id(layer.weight)], stacked[id(layer.bias)]) for layer in linear]
+        return StackedMlp(pairs, ACTIVATIONS[ACTIVATION_NAMES[kinds.pop()]])
+
+
+def can_batch(stack: type[StackedPolicy], policy: BasePolicy, num_points: int, stacklevel: int) -> bool:
+    """Whether the networks of a policy are to be evaluated by one pass for all points, and not point after point.
+
+    Args:
+        stack: what is to be evaluated.
+        policy: whose networks.
+        num_points: N.
+        stacklevel: frames from here to the caller that a warning is for.
 
     Raises:
-        ConfigError: N passes would be wrong, too, see `find_obstacle`.
+        ConfigError: N points cannot be evaluated, or N passes would be wrong, too, see `find_obstacle`.
+
+    Warns:
+        PerformanceWarning: N passes are made where one was possible but for what vmap cannot batch.
     """
-    if StackedNetworks(policy, parameters_to_vector(policy.parameters()).detach()[None]).are_mlps:
+    stack.check(policy)
+    obstacle = _find_obstacle_in(stack, policy)
+    warn_of_passes(type(policy).__name__, num_points, obstacle, stacklevel + 1)
+    return obstacle is None and not convolves_on_cpu(policy)
+
+
+def _find_obstacle_in(stack: type[StackedPolicy], policy: BasePolicy) -> str | None:
+    """Why the networks need N passes for N points, in torch's words; None if they do not."""
+    stacked = stack(policy, parameters_to_vector(policy.parameters()).detach()[None])
+    if stacked.are_mlps:
         return None
     obs = obs_as_tensor(sample_observations(policy.observation_space, 2), policy.device)
     rows = preprocess_obs(obs, policy.observation_space, normalize_images=policy.normalize_images)
     obstacles = []
     for training in (False, True):  # rollouts and gradients
         policy.set_training_mode(training)
-        obstacles.append(find_obstacle(_Networks(policy), rows, type(policy).__name__))
+        obstacles.append(find_obstacle(stacked.networks, rows, type(policy).__name__))
     return obstacles[0] or obstacles[1]
 
 
-class StackedNetworks:
-    """Action distributions and values of one policy at N points; its own parameters are never read.
-
-    MLPs with tanh or ReLU on flat observations go through batched matrix products, anything else through
-    `torch.func.vmap`, or point after point.
-
-    Args:
-        policy: gives architecture, observation space and action distribution.
-        points: ``[N, d]``; gradients reach them.
-        batched: whether vmap can evaluate the networks, see `find_obstacle_in`.
-    """
+class StackedNetworks(StackedPolicy):
+    """Action distributions and values of an actor-critic policy at N points."""
 
     def __init__(self, policy: ActorCriticPolicy, points: Tensor, batched: bool = True) -> None:
-        self.policy, self._batched = policy, batched
-        self._networks = _Networks(policy)
-        named = dict(policy.named_parameters())
-        pieces = torch.split(points, [p.numel() for p in named.values()], dim=1)
-        self._N = len(points)
-        self._stacked = {
-            name: piece.reshape(self._N, *p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)
-        }
-        mlps = self._mlps()
-        self.are_mlps = mlps is not None
-        self._outputs = mlps or self._evaluate
+        self.policy = policy
+        super().__init__(policy, points, batched)
+
+    @staticmethod
+    def check(policy: ActorCriticPolicy) -> None:
+        """Refuse gSDE, whose noise belongs to one parameter set, and policies that compute in their own way."""
+        if policy.use_sde:
+            raise ConfigError("gSDE draws its noise for one parameter set; use parallelism=1 or use_sde=False")
+        methods = ("forward", "evaluate_actions", "predict_values", "extract_features", "_get_action_dist_from_latent")
+        refuse_own_methods(policy, ActorCriticPolicy, methods)
+
+    @property
+    def networks(self) -> nn.Module:
+        """From preprocessed observations to the inputs of the distribution and the values."""
+        return _Networks(self.policy)
 
     def __call__(self, obs: Rows) -> tuple[Distribution, Tensor]:
         """Row ``n·M + m`` of ``obs [N·M, ...]`` at point n: distribution over N·M actions, values ``[N·M]``."""
-        space = self.policy.observation_space
-        rows = preprocess_obs(obs, space, normalize_images=self.policy.normalize_images)
-        if isinstance(rows, dict):
-            outputs, values = self._outputs({key: self._by_point(value) for key, value in rows.items()})
-        else:
-            outputs, values = self._outputs(self._by_point(rows))
+        outputs, values = self.outputs(obs)
         return self._distribution(outputs), values.flatten()
-
-    def _by_point(self, rows: Tensor) -> Tensor:
-        """``[N·M, ...]`` as ``[N, M, ...]``."""
-        return rows.reshape(self._N, -1, *rows.shape[1:])
 
     def _distribution(self, outputs: Tensor) -> Distribution:
         """The policy's distribution with inputs ``[N, M, A]``, as N·M rows."""
@@ -108,11 +181,6 @@ class StackedNetworks:
             return distribution.proba_distribution(rows, log_std.flatten(0, 1))
         made: Distribution = distribution.proba_distribution(action_logits=rows)
         return made
-
-    def _evaluate(self, obs: Rows) -> tuple[Tensor, Tensor]:
-        stacked = {f"policy.{name}": value for name, value in self._stacked.items()}
-        outputs, values = evaluate(self._networks, stacked, obs, self._batched)
-        return outputs, values
 
     def _mlps(self) -> Callable[[Any], tuple[Tensor, Tensor]] | None:
         """Actor and critic as batched matrix products; None if they are not two plain MLPs with tanh or ReLU."""
@@ -127,16 +195,34 @@ class StackedNetworks:
             return None
         return lambda obs: (actor(obs.flatten(2)), critic(obs.flatten(2)))
 
-    def _mlp(self, layers: Sequence[nn.Module]) -> StackedMlp | None:
-        stacked = {id(p): self._stacked[name] for name, p in self.policy.named_parameters()}
-        linear = [layer for layer in layers[::2] if type(layer) is nn.Linear]
-        kinds = {type(layer) for layer in layers[1::2]} or {nn.Tanh}
-        # Weight and spectral normalisation compute the weight from parameters: it is none itself.
-        plain = all(id(p) in stacked for layer in linear for p in (layer.weight, layer.bias))
-        if not plain or len(linear) < len(layers[::2]) or len(kinds) > 1 or not kinds <= ACTIVATION_NAMES.keys():
-            return None
-        pairs = [(stacked[id(layer.weight)], stacked[id(layer.bias)]) for layer in linear]
-        return StackedMlp(pairs, ACTIVATIONS[ACTIVATION_NAMES[kinds.pop()]])
+
+class StackedQNetwork(StackedPolicy):
+    """Values of all actions by a Q-network of DQN at N points."""
+
+    def __init__(self, policy: QNetwork, points: Tensor, batched: bool = True) -> None:
+        self.policy = policy
+        super().__init__(policy, points, batched)
+
+    @staticmethod
+    def check(policy: QNetwork) -> None:
+        """Refuse networks that compute in their own way."""
+        refuse_own_methods(policy, QNetwork, ("forward", "extract_features"))
+
+    @property
+    def networks(self) -> nn.Module:
+        """From preprocessed observations to the values of the actions."""
+        return _QNetwork(self.policy)
+
+    def __call__(self, obs: Rows) -> Tensor:
+        """Row ``n·M + m`` of ``obs [N·M, ...]`` at point n: the values of its actions, ``[N·M, A]``."""
+        values: Tensor = self.outputs(obs).flatten(0, 1)
+        return values
+
+    def _mlps(self) -> Callable[[Any], Tensor] | None:
+        layers = self.policy.q_net
+        plain = type(layers) is nn.Sequential and type(self.policy.features_extractor) is FlattenExtractor
+        mlp = self._mlp([*layers]) if plain else None
+        return None if mlp is None else lambda obs: mlp(obs.flatten(2))
 
 
 class _Networks(nn.Module):
@@ -153,3 +239,15 @@ class _Networks(nn.Module):
         outputs: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(actor))
         values: Tensor = policy.value_net(policy.mlp_extractor.forward_critic(critic))
         return outputs, values
+
+
+class _QNetwork(nn.Module):
+    """A Q-network from preprocessed observations on."""
+
+    def __init__(self, policy: QNetwork) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, obs: Any) -> Tensor:
+        values: Tensor = self.policy.q_net(self.policy.features_extractor(obs))
+        return values

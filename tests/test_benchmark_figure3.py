@@ -1,0 +1,146 @@
+"""The benchmark of DQN: what an iteration of each method is, what is noted, and that an interrupted one goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from optex_rl import NonFiniteError
+from scripts import benchmark_figure3, dqn_runs
+from scripts.benchmark_figure3 import METHODS, Cell, first, table_row
+from scripts.dqn_runs import Follow, Job, Row, make_model, train
+
+JOB = Job("CartPole-v1", "vanilla", 2.5e-4, 0, parallelism=2, steps=320, every=64)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_methods_make_the_same_iterations_for_each_step(method: str) -> None:
+    """rl_zoo3's settings: four after every 16 steps, and those after the step that is noted come too late."""
+    kept = train(dataclasses.replace(JOB, method=method))
+    assert [row[:2] for row in kept["rows"]] == [(4 * (n // 16 - 1), n) for n in range(64, 321, 64)]
+    assert kept["fault"] == ""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_minibatches_of_an_iteration(method: str) -> None:
+    model = make_model(dataclasses.replace(JOB, method=method))
+    buffer: Any = model.replay_buffer
+    sizes: list[int] = []
+    sample = buffer.sample
+
+    def sampled(size: int, env: Any = None) -> Any:
+        sizes.append(size)
+        return sample(size, env)
+
+    buffer.sample = sampled
+    model.learn(16)
+    assert sum(sizes) == 4 * 512 * (1 if method in ("vanilla", "extrapolate") else 2)
+    assert len(sizes) == (8 if method == "target" else 4)
+
+
+def test_means_of_the_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all episodes so far, and of the last hundred: more than two hundred end within 5,000 steps."""
+    follow = Follow(dataclasses.replace(JOB, steps=5_000, every=2_500))
+    lengths: list[tuple[int, float]] = []
+    model = make_model(JOB)
+    model.learning_starts = 10_000
+    env: Any = model.env
+    step = env.step
+
+    def stepped(actions: Any) -> Any:
+        result = step(actions)
+        lengths.extend((model.num_timesteps + 1, info["episode"]["r"]) for info in result[3] if "episode" in info)
+        return result
+
+    monkeypatch.setattr(env, "step", stepped)
+    model.learn(5_000, follow)
+    for row in follow.rows:
+        returns = [r for n, r in lengths if n <= row.env_steps]
+        assert len(returns) > 100
+        assert row.cumulative == pytest.approx(sum(returns) / len(returns))
+        assert row.last == pytest.approx(sum(returns[-100:]) / 100)
+
+
+def test_a_run_that_a_fault_stops_keeps_its_last_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make_failing(job: Job) -> Any:
+        model: Any = make_model(job)
+        learner, calls = model.train, []
+
+        def failing(**sizes: int) -> None:
+            calls.append(sizes)
+            if len(calls) == 9:
+                raise NonFiniteError("the gradient is NaN")
+            learner(**sizes)
+
+        model.train = failing
+        return model
+
+    monkeypatch.setattr(dqn_runs, "make_model", make_failing)
+    kept = train(JOB)
+    assert kept["fault"] == "the gradient is NaN"
+    rows = kept["rows"]
+    assert [row.env_steps for row in rows] == [64, 128, 192, 256, 320]
+    assert [row.iterations for row in rows] == [12, 28, 42, 56, 70]  # 28 in 128 steps go on at their pace
+    assert len({(row.seconds, row.cumulative, row.last) for row in rows[1:]}) == 1
+
+
+def rows(*cumulative: float) -> list[Row]:
+    return [Row(10 * i, 100 * i, float(i), value, 2 * value) for i, value in enumerate(cumulative, 1)]
+
+
+def test_a_row_of_the_table() -> None:
+    cells = {
+        "vanilla": Cell(1e-3, [rows(10, 20, 30), rows(10, 30, 40)]),
+        "target": Cell(1e-4, [rows(20, 60, 70), rows(20, 60, 80)]),
+        "last": Cell(3e-4, [rows(20, 30, 50), rows(20, 50, 60)]),
+    }
+    columns = [column.strip() for column in table_row("Task", "last", cells).strip("|").split("|")]
+    assert columns[:3] == ["Task", "OptEx, last", "0.0003"]
+    assert columns[3].startswith("55.0 (50.0 … 60.0)")
+    # 55 of 35 … 75; both seeds are there after 20 iterations and 2 seconds; 100 ms an iteration.
+    assert columns[5:] == ["0.50", "20", "2", "2/2", "100.0"]
+    assert table_row("Task", "vanilla", cells).split("|")[6:9] == [" 0.00 ", " 30 ", " 3 "]
+    assert first(rows(math.nan, 1, 2), 3) is None
+
+
+def test_an_interrupted_benchmark_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class InOneProcess:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.map = map
+
+        def __enter__(self) -> InOneProcess:
+            return self
+
+        def __exit__(self, *_: Any) -> None: ...
+
+    monkeypatch.setattr(benchmark_figure3, "ProcessPoolExecutor", InOneProcess)
+    folder, plot = tmp_path / "runs", tmp_path / "figure.png"
+    flags = ["--env", "CartPole-v1", "--methods", "vanilla", "refine", "--tuning-seeds", "1", "--every", "64"]
+    flags += ["--steps", "192", "--folder", str(folder), "--output", str(plot)]
+
+    def run(*more: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["benchmark_figure3", *flags, *more])
+        return benchmark_figure3.main()
+
+    assert run("--seeds", "1") == 0
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert run("--seeds", "2") == 0
+    after = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(after) == len(before) + 2
+    assert all(after[path] == time for path, time in before.items())
+    out = capsys.readouterr().out
+    assert out.count("| CartPole-v1 | OptEx, refine | 0.00025 | ") >= 2  # among the rates of both searches
+    lines = [line for line in out.splitlines() if line.startswith("| CartPole-v1 | OptEx, refine | ")]
+    assert sum(" … " in line for line in lines) == 2
+    assert plot.exists()
+    assert run("--seeds", "2", "--parallelism", "3") == 1
+    assert "is of a run with other options" in capsys.readouterr().err
+    assert torch.get_num_threads() == 1
