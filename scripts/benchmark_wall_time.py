@@ -60,6 +60,18 @@ SETTINGS: Final[Mapping[str, Mapping[int, tuple[int, Sequence[str]]]]] = {
             ],
         ),
     },
+    "InvertedPendulum-v5": {
+        1: (60, ["vanilla:learning_rate=0.024", "ppo:learning_rate=0.003,batch_size=128,n_epochs=40"]),
+        4: (
+            30,
+            [
+                "optex:learning_rate=0.012",
+                "data-parallel:learning_rate=0.024",
+                "ppo:learning_rate=0.00075,batch_size=512,n_epochs=10",
+            ],
+        ),
+        16: (20, ["optex:learning_rate=0.0015", "data-parallel:learning_rate=0.024"]),  # PPO: not searched
+    },
 }
 
 
