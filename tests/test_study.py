@@ -12,6 +12,7 @@ import sqlite3
 import statistics
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -255,5 +256,5 @@ def test_the_folder_has_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with locked(tmp_path), pytest.raises(RunFolderError, match="another process"):
         search(small_study(tmp_path), monkeypatch, quadratic)
     search(small_study(tmp_path, trials=1), monkeypatch, quadratic)
-    with sqlite3.connect(tmp_path / "study.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
         assert connection.execute("select study_name from studies").fetchall() == [("optex-rl",)]

@@ -21,7 +21,7 @@ import numpy as np
 import optuna
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import URL, event
+from sqlalchemy import URL, NullPool, event
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
@@ -113,10 +113,11 @@ class Findings(NamedTuple):
 
 
 def run_study(study: Study, *, progress_bar: bool = True) -> Findings:
-    """Do the trials that are missing; Ctrl-C and SIGTERM end it, and what is finished is kept.
+    """Do the trials of ``study`` that are missing; Ctrl-C and SIGTERM end it, and what is finished is kept.
 
-    A trial that was interrupted is done again. A study that is stopped and resumed tries what one that nothing stops
-    does: each trial's values are drawn by a generator of its own.
+    ``progress_bar`` shows them, and what is known by then is returned. A trial that was interrupted is done again. A
+    study that is stopped and resumed tries what one that nothing stops does: each trial's values are drawn by a
+    generator of its own.
 
     Raises:
         ConfigError: the task or an option cannot be used; nothing is run then.
@@ -167,19 +168,19 @@ def opened(study: Study) -> Iterator[optuna.Study]:
 
 
 def database(path: Path) -> optuna.storages.RDBStorage:
-    """The storage of a study, made if it is missing.
+    """The storage of a study, made if it is missing; a connection is closed after each use.
 
     A write-ahead log keeps the file whole whatever happens, and does without bringing each report to the disk, which
     would take longer than a short evaluation.
     """
-    storage = optuna.storages.RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
+    url = URL.create("sqlite", database=str(path)).render_as_string()
+    storage = optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
 
     @event.listens_for(storage.engine, "connect")
     def begin(connection: Any, _: Any) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
 
-    storage.engine.dispose()  # connections that were made before
     return storage
 
 
