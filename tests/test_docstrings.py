@@ -33,7 +33,7 @@ VERB = re.compile(r"(Begin|Construct|Do|Draw|Give|Go|Load|Make|Move|Read|Resume|
 CITED = (
     *("ActorCritic", "CnnPolicy", "PPO", "Reinforce", "SquashedGaussian", "TRPO"),
     *("AdaHessian", "KFAC", "NaturalGradient", "OptEx", "SAM", "Study"),
-    *("interquartile_mean", "performance_profile", "tuning_score"),
+    *("interquartile_mean", "iterations_needed", "performance_profile"),
     *("matern12", "matern32", "matern52", "rbf"),
 )
 

@@ -73,3 +73,11 @@ def ends(distribution: BaseDistribution) -> Sequence[Any]:
         return distribution.choices
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     return distribution.low, distribution.high
+
+
+def holds(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a value is between the ends of a distribution, or among those that it chooses from."""
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    low, high = ends(distribution)
+    return bool(low <= value <= high)

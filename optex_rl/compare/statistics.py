@@ -120,16 +120,22 @@ def cumulative_average(curve: Curve) -> Array:
 def tuning_score(curves: Sequence[Curve], threshold: float) -> tuple[float, float]:
     """The score by which settings are ordered, the least first: iterations to the ``threshold``, over all ``curves``.
 
-    The geometric mean of the iterations that each run needs, one that never gets there counting as twice its length
-    (penalised average runtime: Hutter et al., 2009, JAIR 36). Of five runs one that fails makes a setting that takes 6
+    The geometric mean of the `iterations_needed` by each run. Of five runs one that fails makes a setting that takes 6
     iterations count as 10 where 80 are the penalty, neither 6, as a median would have it, nor 21, as a mean. Settings
     that never get there are ordered by their areas.
     """
-    needed = []
-    for curve in curves:
-        k = reached_at(curve.returns, threshold)
-        needed.append(2 * curve.iterations[-1] if k is None else max(1, curve.iterations[k]))
+    needed = [iterations_needed(c.iterations, c.returns, threshold, c.iterations[-1]) for c in curves]
     return statistics.geometric_mean(needed), -statistics.fmean(map(area, curves))
+
+
+def iterations_needed(iterations: Sequence[int], returns: Sequence[float], threshold: float, length: int) -> int:
+    """Iterations that a run takes to the ``threshold``, at least 1; twice its ``length`` if it never gets there.
+
+    (Penalised average runtime: Hutter et al., 2009, JAIR 36.) ``iterations`` and ``returns`` are those of its
+    evaluations, ``[K]``.
+    """
+    k = reached_at(returns, threshold)
+    return 2 * length if k is None else max(1, iterations[k])
 
 
 def median(values: Sequence[float]) -> float:
