@@ -13,17 +13,17 @@ import numpy.typing as npt
 import torch
 from gymnasium import Space
 from gymnasium.spaces import Box, Dict
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ..common.errors import ConfigError
 from ..common.images import has_channels_first, is_image
-from .checks import check_count
+from .checks import Wrapper, check_count
 
 Array = npt.NDArray[Any]
 
 
-class FrameStack(VectorWrapper[Any, Any, Any]):
+class FrameStack(Wrapper):
     """The last k observations of each sub-environment, the newest last, zeros before an episode began.
 
     As `VecFrameStack` of stable-baselines3 has them: images along their channels, other Boxes along the last axis, of a

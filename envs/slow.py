@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy.typing as npt
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
+
+from .checks import Wrapper
 
 
-class SlowVectorEnv(VectorWrapper[Any, Any, Any, npt.NDArray[Any], Any]):
+class SlowVectorEnv(Wrapper):
     """Sleeps in every step, without using the processor; all arrays [E, ...] are those of ``env``.
 
     Args:
