@@ -69,7 +69,7 @@ AGENTS: Final[dict[str, type[Agent]]] = {"a2c": ActorCritic, "ppo": PPO, "reinfo
 
 
 def agent_options(name: str) -> list[str]:
-    """The names of an agent's hyper-parameters.
+    """The names of the hyper-parameters of the agent called `name`, one of `AGENTS`.
 
     Raises:
         ConfigError: an unknown name.
@@ -81,7 +81,7 @@ def agent_options(name: str) -> list[str]:
 
 
 def make_agent(name: str, **hyperparameters: Any) -> Agent:
-    """The agent called `name` (one of `AGENTS`) with the given hyper-parameters.
+    """The agent called `name`, one of `AGENTS`, with the given hyper-parameters.
 
     Raises:
         ConfigError: an unknown name, an unknown hyper-parameter, or a value outside of its range.

@@ -33,7 +33,7 @@ class Rows(NamedTuple):
     returns: Tensor
 
     def at(self, index: Tensor) -> Rows:
-        """Some of the rows."""
+        """Some of the rows: those of the indices [b], or of the mask [B], `index`."""
         return Rows(*(column[index] for column in self))
 
 
@@ -74,7 +74,7 @@ class ActorCritic(Agent):
         return True
 
     def estimate(self, policy: BoundPolicy, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Values, with gradient, and generalised advantages, without: two tensors [N, T, E].
+        """Values of a `batch`, with gradient, and generalised advantages, without: two tensors [N, T, E].
 
         Raises:
             ConfigError: the policy has no critic, or the shapes do not fit.

@@ -119,7 +119,11 @@ class Agent(ABC):
         """The N losses of `policy` on `batch`; the gradient of their sum is the N gradients."""
 
     def targets(self, policy: BoundPolicy, batch: Batch) -> Tensor:
-        """Targets of a critic that all points share, constants, [N, T, E]."""
+        """Targets of a critic that all points share, for the `batch` and `policy` of `loss`: constants, [N, T, E].
+
+        Raises:
+            ConfigError: the agent has none.
+        """
         raise ConfigError(f"{type(self).__name__} has no targets for a shared critic: n_critic_updates must be 0.")
 
     def make_update(self, policy: StackedPolicy, iterate: Iterate, seed: int) -> Update | None:

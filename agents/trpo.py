@@ -27,6 +27,7 @@ class TRPO(ActorCritic):
     ``n_critic_updates``, of which at least one is needed: the points are actors.
 
     Args:
+        gamma, gae_lambda, ent_coef, vf_coef, normalize_advantage: as of `ActorCritic`.
         target_kl: how far, in nats, a step may lead from the policy at the iterate; above 0.
         cg_max_steps: Fisher-vector products for the direction; at least 1.
         cg_damping: what is added to the Fisher matrix's diagonal; at least 0.

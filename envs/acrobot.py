@@ -117,7 +117,7 @@ class Acrobot(NativeVectorEnv):
         return Box(-high, high, dtype=np.float32), Discrete(3)
 
     def sample_states(self, generator: np.random.Generator, count: int, options: Options) -> FloatArray:
-        """Draw all four numbers uniformly, [count, 4]."""
+        """All four numbers drawn uniformly, [count, 4]."""
         low, high = option_bounds(options, -0.1, 0.1)
         return generator.uniform(low, high, (count, 4)).astype(np.float32).astype(np.float64)
 

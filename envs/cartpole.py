@@ -78,7 +78,7 @@ class CartPole(NativeVectorEnv):
         return Box(-high, high, dtype=np.float32), Discrete(2)
 
     def sample_states(self, generator: np.random.Generator, count: int, options: Options) -> FloatArray:
-        """Draw all four numbers uniformly, [count, 4]."""
+        """All four numbers drawn uniformly, [count, 4]."""
         low, high = option_bounds(options, -0.05, 0.05)
         return generator.uniform(low, high, (count, 4))
 

@@ -48,14 +48,14 @@ class Catch(NativeVectorEnv):
         return Box(0, 255, (SIZE, SIZE, 1), np.uint8), Discrete(3)
 
     def sample_states(self, generator: np.random.Generator, count: int, options: Options) -> FloatArray:
-        """Draw the column of the ball, [count, 3]."""
+        """The start [count, 3], the column of the ball drawn uniformly."""
         states = np.zeros((count, 3))
         states[:, 1] = generator.integers(CELLS, size=count)
         states[:, 2] = CELLS // 2
         return states
 
     def dynamics(self, state: FloatArray, action: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """The ball falls, the paddle moves within the board."""
+        """The ball falls, the paddle moves within the board; see `NativeVectorEnv.dynamics`."""
         state = state.copy()
         state[:, 0] += 1
         state[:, 2] = np.clip(state[:, 2] + action - 1, 0, CELLS - 1)
@@ -70,6 +70,6 @@ class Catch(NativeVectorEnv):
         return images[..., None]
 
     def draw(self, state: FloatArray) -> npt.NDArray[np.uint8]:
-        """The image, larger."""
+        """The image, larger: uint8 [288, 288, 3]."""
         image: npt.NDArray[Any] = self.observe(state[None])[0].repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
         return image.repeat(3, axis=2)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from gymnasium.vector import VectorWrapper
 
 from ..common.errors import ConfigError
 
@@ -20,6 +21,10 @@ IntArray = npt.NDArray[np.int64]
 Observations = npt.NDArray[np.float32 | np.uint8]
 Options = Mapping[str, Any]
 Seed = int | Sequence[int] | None
+if TYPE_CHECKING:
+    Wrapper: TypeAlias = VectorWrapper[Any, Any, Any, Any, npt.NDArray[Any]]
+else:
+    Wrapper = VectorWrapper  # generic from Gymnasium 1.4 on
 
 
 def check_seeds(seed: int | Sequence[int], num_envs: int) -> list[int]:

@@ -13,17 +13,17 @@ import numpy.typing as npt
 import torch
 from gymnasium import Space
 from gymnasium.spaces import Box, Dict
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ..common.errors import ConfigError
 from ..common.images import has_channels_first, is_image
-from .checks import check_count
+from .checks import Wrapper, check_count
 
 Array = npt.NDArray[Any]
 
 
-class FrameStack(VectorWrapper[Any, Any, Any]):
+class FrameStack(Wrapper):
     """The last k observations of each sub-environment, the newest last, zeros before an episode began.
 
     As `VecFrameStack` of stable-baselines3 has them: images along their channels, other Boxes along the last axis, of a
@@ -63,7 +63,7 @@ class FrameStack(VectorWrapper[Any, Any, Any]):
         return Box(low, high, dtype=box.dtype)
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """Start new episodes everywhere, or where ``options["reset_mask"]`` says."""
+        """Start new episodes everywhere, or where ``options["reset_mask"]`` says; returns observations and infos."""
         rows = np.ones(self.num_envs, np.bool_) if options is None else options.get("reset_mask")
         rows = np.ones(self.num_envs, np.bool_) if rows is None else rows
         obs, infos = self.env.reset(seed=seed, options=options)
@@ -72,7 +72,10 @@ class FrameStack(VectorWrapper[Any, Any, Any]):
         return self._observe(obs, kept), infos
 
     def step(self, actions: Any) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
-        """Move all sub-environments by one step; ``infos["final_obs"]`` has the last frames of episodes that ended."""
+        """Move all sub-environments by one step; ``infos["final_obs"]`` has the last frames of episodes that ended.
+
+        Returns what `NativeVectorEnv.step` does.
+        """
         obs, rewards, terminated, truncated, infos = self.env.step(actions)
         stack = self._push(self._stack, infos.get("final_obs", obs))
         if "final_obs" in infos:

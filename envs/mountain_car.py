@@ -76,7 +76,7 @@ class MountainCar(NativeVectorEnv):
         return Box(low, high, dtype=np.float32), Discrete(3)
 
     def sample_states(self, generator: np.random.Generator, count: int, options: Options) -> FloatArray:
-        """Draw positions uniformly, at rest, [count, 2]."""
+        """Positions drawn uniformly, at rest, [count, 2]."""
         low, high = option_bounds(options, -0.6, -0.4)
         states = np.zeros((count, 2))
         states[:, 0] = generator.uniform(low, high, count)

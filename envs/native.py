@@ -107,11 +107,11 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
 
     @abstractmethod
     def sample_states(self, generator: np.random.Generator, count: int, options: Options) -> FloatArray:
-        """Draw initial states [count, ...]; `options` are those of `reset`, empty at autoresets."""
+        """Initial states [count, ...], drawn from `generator`; `options` are those of `reset`, empty at autoresets."""
 
     @abstractmethod
     def dynamics(self, state: FloatArray, action: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """Return the next state [E, ...], the rewards [E] and whether the episodes terminated [E], as new arrays."""
+        """The next state [E, ...] after `action`, the rewards [E], whether the episodes terminated [E]: new arrays."""
 
     @abstractmethod
     def observe(self, state: FloatArray) -> Observations:
@@ -165,7 +165,7 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
         return self._restart(ended, observations), rewards, terminated, truncated, infos
 
     def render(self) -> tuple[Any, ...]:
-        """Draw sub-environment 0: a tuple of one uint8 array [height, width, 3].
+        """The image of sub-environment 0: a tuple of one uint8 array [height, width, 3].
 
         A task that Gymnasium does not have draws itself in a method of its own. Raises ConfigError if it does not, and
         without render_mode="rgb_array"; gymnasium.error.ResetNeeded before the first reset.
@@ -177,7 +177,11 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
         return (self.draw(self.state[0].copy()),)
 
     def draw(self, state: FloatArray) -> Any:
-        """Image of one state, uint8 [height, width, 3]; by default Gymnasium's of the same task."""
+        """Image of one state, uint8 [height, width, 3]; by default Gymnasium's of the same task.
+
+        Raises:
+            ConfigError: Gymnasium has no such task.
+        """
         spec = gymnasium.registry.get(self.env_id)
         if spec is None or spec.entry_point is None:
             raise ConfigError(f"{self.env_id} does not draw itself: its class has no method draw() or render().")

@@ -66,7 +66,7 @@ class Pendulum(NativeVectorEnv):
         return Box(-high, high, dtype=np.float32), Box(-limit, limit, shape=(1,), dtype=np.float32)
 
     def sample_states(self, generator: np.random.Generator, count: int, options: Options) -> FloatArray:
-        """Draw angle and speed uniformly from symmetric intervals, [count, 2]."""
+        """Angle and speed drawn uniformly from symmetric intervals, [count, 2]."""
         high = np.array([option_number(options, "x_init", np.pi), option_number(options, "y_init", 1.0)])
         return generator.uniform(-high, high, (count, 2))
 

@@ -47,7 +47,7 @@ class Task(NamedTuple):
 
 
 def register(task: BatchTask) -> BatchTask:
-    """Make a batch task of one's own known by its ``env_id``; may be used as a decorator.
+    """Make ``task``, a batch task of one's own, known by its ``env_id``; may be used as a decorator, returns the class.
 
     From then on `make_vec`, `TrainConfig` and, as ``--env module:Id``, the command line have it, and Gymnasium makes it
     with ``make_vec(..., vectorization_mode="vector_entry_point")``. A module that is loaded again replaces its tasks.
@@ -94,7 +94,7 @@ def find_task(env: str | EnvFactory) -> Task:
 
 
 def task_name(env: str | EnvFactory) -> str:
-    """The id, or the name "module:function" by which a function is found again, or else what it is called."""
+    """The name of ``env``: its id, "module:function" if it is found again by that, or else what it is called."""
     return env if isinstance(env, str) else name_of(env) or str(getattr(env, "__name__", type(env).__name__))
 
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy.typing as npt
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
+
+from .checks import Wrapper
 
 
-class SlowVectorEnv(VectorWrapper[Any, Any, Any, npt.NDArray[Any], Any]):
-    """Sleeps in every step, without using the processor.
+class SlowVectorEnv(Wrapper):
+    """Sleeps in every step, without using the processor; all arrays [E, ...] are those of ``env``.
 
     Args:
         env: what is stepped.
@@ -23,7 +25,7 @@ class SlowVectorEnv(VectorWrapper[Any, Any, Any, npt.NDArray[Any], Any]):
         self.delay = delay
 
     def step(self, actions: npt.NDArray[Any]) -> Any:
-        """One step of all sub-environments, after the delay."""
+        """One step of all sub-environments, after the delay; see `NativeVectorEnv`."""
         time.sleep(self.delay)
         return self.env.step(actions)
 

@@ -62,7 +62,7 @@ def make_vec(
     frame_stack: int = 1,
     **env_kwargs: Any,
 ) -> VectorEnv[Any, Any, npt.NDArray[Any]]:
-    """Make E = `num_envs` copies of a task.
+    """E = `num_envs` copies of a task, stepped as one batch; `NativeVectorEnv` says what its arrays are.
 
     Args:
         env_id: a registered id; "package:Name-v0" imports the package first. Or a function that makes one environment
@@ -77,7 +77,8 @@ def make_vec(
         frame_stack: how many of the last observations are one, see `FrameStack`.
         env_kwargs: arguments of the task, and `max_episode_steps`.
 
-    Raises ConfigError for an unknown id or argument, a package that is not installed and seeds that do not fit.
+    Raises:
+        ConfigError: an unknown id or argument, a package that is not installed, or seeds that do not fit.
     """
     num_envs = check_count("num_envs", num_envs)
     if seed is not None:
@@ -147,7 +148,14 @@ class SameStepVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
     `env` is Gymnasium's environment. Observations keep the dtype of their space. A number as seed is one block: the
     sub-environments' seeds come from `expand_seeds`, not from counting up as in Gymnasium. The state cannot be saved.
 
-    Args: as `make_vec`; `make` makes one sub-environment, and `name` is that of the task.
+    Args:
+        make: makes one sub-environment.
+        num_envs, seed: as of `make_vec`.
+        backend: "sync" or "async".
+        name: of the task, for messages.
+
+    Raises:
+        ConfigError: seeds that do not fit.
     """
 
     def __init__(self, make: Callable[[], Env], num_envs: int, backend: str, seed: Seed, name: str) -> None:
@@ -169,9 +177,10 @@ class SameStepVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         self._lengths: IntArray = np.zeros(num_envs, dtype=np.int64)
 
     def reset(self, *, seed: Seed = None, options: Options | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start new episodes everywhere, or where `options["reset_mask"]` bool [E] says; see `NativeVectorEnv.reset`.
+        """Start new episodes everywhere, or where `options["reset_mask"]` bool [E] says, as `NativeVectorEnv.reset`.
 
-        Under a mask, only the selected sub-environments are reseeded.
+        Returns what that does, and raises ConfigError for unusable seeds. Under a mask, only the selected
+        sub-environments are reseeded.
         """
         rows: BoolArray = np.ones(self.num_envs, dtype=np.bool_)
         if options is not None and "reset_mask" in options:
@@ -207,7 +216,7 @@ class SameStepVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         return observations, rewards, terminated, truncated, infos
 
     def render(self) -> tuple[Any, ...] | None:
-        """Draw every sub-environment."""
+        """The images of all sub-environments, uint8 [height, width, 3] each."""
         return self.env.render()
 
     def close_extras(self, **kwargs: Any) -> None:

@@ -27,6 +27,7 @@ def test_the_site_builds_and_works_in_a_browser(tmp_path: Path) -> None:
     check = [sys.executable, "scripts/check_site.py", str(tmp_path / "site")]
     done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "<td><code>clip_range</code></td>" in (tmp_path / "site" / "reference" / "training.html").read_text()
     # A page whose formula, image or entry is missing is found: the check is one.
     algorithm = tmp_path / "site" / "algorithm.html"
     algorithm.write_text(algorithm.read_text().replace("</math>", '</math><span class="arithmatex">x</span>', 1))

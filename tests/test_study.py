@@ -12,6 +12,7 @@ import sqlite3
 import statistics
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optex_rl import ConfigError, NumericalError, RunFolderError, TrainConfig, train
 from optex_rl.cli import main
 from optex_rl.compare import study as module
+from optex_rl.compare.objective import Reports
 from optex_rl.compare.search_space import read_space, usual_space
-from optex_rl.compare.study import Findings, Reports, Study, run_once, run_study
+from optex_rl.compare.study import Findings, Study, run_once, run_study
 from optex_rl.training.config import load_config
 
 SMALL: dict[str, Any] = {"n_envs": 2, "n_steps": 16, "iterations": 8, "eval_episodes": 2, "eval_freq": 2}
@@ -50,7 +52,7 @@ def search(study: Study, monkeypatch: pytest.MonkeyPatch, run: Callable[[TrainCo
 
     def run_once(config: TrainConfig, reports: Reports) -> int | None:
         try:
-            for step, value in enumerate(run(config)):
+            for step, value in enumerate(run(config), 1):
                 reports.report(value, step)
                 if reports.should_prune():
                     raise optuna.TrialPruned
@@ -137,6 +139,22 @@ def test_the_best_rate_is_found_and_bad_trials_end_early(tmp_path: Path, monkeyp
     assert (best.n_steps, best.seed) == (16, 0)
 
 
+def test_the_options_given_come_first_where_they_are_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search(small_study(tmp_path / "usual", trials=4), monkeypatch, quadratic)
+    assert [float(row["learning_rate"]) for row in trials(tmp_path / "usual")] == [0.003, 0.006, 0.012, 0.0015]
+    for space, first in {
+        "learning_rate=0.005..0.01": {"learning_rate": 0.006},
+        "learning_rate=0.012/0.1": {"learning_rate": 0.012},
+        "n_steps=16/32": {"n_steps": 16},
+        "n_steps=8/32": None,
+    }.items():
+        study = small_study(tmp_path / space, space=read_space([space]), trials=1)
+        assert study.first_values()[:1] == ([] if first is None else [first])
+        found = search(study, monkeypatch, quadratic)
+        assert (found.first is None) == (space != "n_steps=16/32")
+        assert first in (None, found.values)
+
+
 def test_a_trial_has_every_seed_and_the_value_is_the_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = []
 
@@ -147,6 +165,39 @@ def test_a_trial_has_every_seed_and_the_value_is_the_mean(tmp_path: Path, monkey
     found = search(small_study(tmp_path, trials=2, seeds=3), monkeypatch, run)
     assert seeds == [1_000_000, 1_000_001, 1_000_002] * 2
     assert found.score == found.first == pytest.approx((0 + 1 + 2 + 3 * 4) / 6)
+
+
+def climbing(config: TrainConfig) -> Iterator[float]:
+    """Eight evaluations of a task whose return grows by one an iteration, sooner where the rate is near to `BEST`."""
+    delay = round(2 * abs(math.log(config.learning_rate / BEST))) + config.seed % 10
+    yield from (iteration - delay for iteration in range(1, 9))
+
+
+def test_iterations_to_a_threshold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = TrainConfig(**SMALL, learning_rate=BEST)
+    study = small_study(tmp_path, config=given, threshold=2.0, trials=15, seeds=3)
+    found = search(study, monkeypatch, climbing)
+    # The mean of two returns is 2 from the evaluation with 1.5 on: the second, third and fourth of the three seeds.
+    assert found.score == found.first == pytest.approx((2 * 3 * 4) ** (1 / 3))
+    rows = trials(tmp_path)
+    assert rows[0]["state"] == "complete"
+    assert all(float(row["iterations"]) >= found.score for row in rows if row["state"] == "complete")
+    assert all(2 < int(row["runs"]) <= 3 for row in rows)
+    # A run that never gets there counts as twice its length.
+    reports = Reports(optuna.create_study().ask(), threshold=100.0)
+    for iteration, value in enumerate(climbing(given), 1):
+        reports.report(value, iteration)
+    reports.end_run(8)
+    assert reports.value == pytest.approx(16)
+
+
+def test_a_run_ends_once_it_holds_the_threshold(tmp_path: Path) -> None:
+    study = small_study(tmp_path, threshold=0.0)
+    reports = Reports(optuna.create_study().ask(), study.threshold)
+    assert run_once(study.configuration({}), reports) is None
+    assert len(reports.returns) == 2  # of four: all returns are positive
+    reports.end_run(8)
+    assert reports.needed == [2]
 
 
 def test_a_stopped_study_tries_what_one_that_nothing_stops_does(
@@ -219,7 +270,7 @@ def test_the_command_goes_on_in_its_folder(tmp_path: Path, capsys: pytest.Captur
     assert tune(tmp_path, "--trials", "2") == 0
     said = capsys.readouterr().out
     assert "2 of 2 trials, 0 of them ended early" in said
-    assert "best: mean return" in said
+    assert "best: iterations to a return of 475" in said
     first = trials(tmp_path)
     assert tune(tmp_path, "--trials", "3") == 0
     assert trials(tmp_path)[:2] == first
@@ -227,8 +278,13 @@ def test_the_command_goes_on_in_its_folder(tmp_path: Path, capsys: pytest.Captur
     assert tune(tmp_path, "--trials", "4", "--learning-rate", "0.1") == 1
     usual = TrainConfig.recommended("CartPole-v1").learning_rate
     assert f"holds a study with learning_rate {usual}, and 0.1 is asked for" in capsys.readouterr().err
-    assert tune(tmp_path / "other", "--trials", "1", "--search", "normalize_obs=yes/no", "stride=1/2") == 0
-    assert "--no-normalize-obs --stride 1" in capsys.readouterr().out
+    assert (
+        tune(tmp_path / "other", "--trials", "1", "--threshold", "none", "--search", "stride=1/2", "baseline=yes/no")
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "best: mean return" in said
+    assert "--stride 1 --baseline" in said
 
 
 def test_what_the_command_refuses(
@@ -236,6 +292,9 @@ def test_what_the_command_refuses(
 ) -> None:
     assert tune(tmp_path, "--trials", "0") == 2
     assert "trials must be a whole number between 1 and 100000, got 0" in capsys.readouterr().err
+    for threshold, allowed in {"many": "a number or none, got 'many'", "inf": "a number between"}.items():
+        assert tune(tmp_path, "--threshold", threshold) == 2
+        assert f"threshold must be {allowed}" in capsys.readouterr().err
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "study.db").write_bytes(b"no database" * 100)
     assert tune(tmp_path / "damaged") == 1
@@ -255,5 +314,5 @@ def test_the_folder_has_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with locked(tmp_path), pytest.raises(RunFolderError, match="another process"):
         search(small_study(tmp_path), monkeypatch, quadratic)
     search(small_study(tmp_path, trials=1), monkeypatch, quadratic)
-    with sqlite3.connect(tmp_path / "study.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
         assert connection.execute("select study_name from studies").fetchall() == [("optex-rl",)]

@@ -30,10 +30,11 @@ CNNS: Final = {
 class CnnPolicy(ActorCriticPolicy):
     """Actor and critic on images, initialised as in stable-baselines3.
 
-    Each image goes through convolutions with ReLU and a linear layer with ReLU; what else is in a Dict is taken as it
-    is, and MLPs for actor and critic follow: ``CnnPolicy`` and ``MultiInputPolicy`` of stable-baselines3. Gains are √2
-    in all layers but the heads, 0.01 in the actor's and 1 in the critic's; biases are 0. The order of the parameters is
-    features, actor, log_std, critic, or with features for each: actor with its features, log_std, critic with its.
+    Each image goes through convolutions with ReLU, by default those of Mnih et al. (2015, Nature 518), and a linear
+    layer with ReLU; what else is in a Dict is taken as it is, and MLPs for actor and critic follow: ``CnnPolicy`` and
+    ``MultiInputPolicy`` of stable-baselines3. Gains are √2 in all layers but the heads, 0.01 in the actor's and 1 in
+    the critic's; biases are 0. The order of the parameters is features, actor, log_std, critic, or with features for
+    each: actor with its features, log_std, critic with its.
 
     Args:
         observation_space: Box or Dict with at least one image, see `is_image`.

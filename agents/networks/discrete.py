@@ -36,6 +36,9 @@ class Categorical:
     Args:
         n: number of actions.
         start: the environment's name for action 0 (`gymnasium.spaces.Discrete.start`).
+
+    Raises:
+        ConfigError: n is below 1.
     """
 
     n: int
@@ -89,6 +92,9 @@ class MultiCategorical:
     Args:
         counts: n_i, an array of whole numbers in the shape of the environment's action.
         start: the environment's names for the choices 0, likewise (`gymnasium.spaces.MultiDiscrete.start`).
+
+    Raises:
+        ConfigError: there is no choice, an n_i is below 1, or the shapes differ.
     """
 
     counts: Array
@@ -154,6 +160,9 @@ class Bernoulli:
 
     Args:
         shape: of the environment's action, with k entries.
+
+    Raises:
+        ConfigError: k is 0.
     """
 
     shape: tuple[int, ...]

@@ -30,7 +30,7 @@ class ActionDistribution(Protocol):
         """A, the number of actor outputs."""
 
     def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
-        """Random numbers for actions of leading shape `shape`: float32 [*shape, k]."""
+        """Random numbers from `generator` for actions of leading shape `shape`: float32 [*shape, k]."""
 
     def sample(self, inputs: Tensor, noise: Tensor) -> Tensor:
         """The action drawn from π(·|inputs) by `noise`: [..., A], [..., k] -> int64 [...], int64 or float [..., m]."""
@@ -45,11 +45,11 @@ class ActionDistribution(Protocol):
         """Entropy of π(·|inputs) in nats, [...]."""
 
     def to_env(self, actions: Array) -> Array:
-        """The actions in the environment's format."""
+        """The actions in the environment's format: [...] or [..., m] -> [..., *action shape]."""
 
 
 def make_distribution(action_space: gymnasium.Space[Any], squash_output: bool = False) -> ActionDistribution:
-    """The distribution that fits an action space.
+    """The distribution that fits ``action_space``.
 
     `Categorical` for Discrete, `MultiCategorical` for MultiDiscrete, `Bernoulli` for MultiBinary; for a float Box
     `DiagonalGaussian`, or with ``squash_output`` `SquashedGaussian`.

@@ -31,6 +31,9 @@ class DiagonalGaussian:
         m: number of components.
         low: lower bounds, of the shape of the environment's action (m entries); may be −inf.
         high: upper bounds, likewise.
+
+    Raises:
+        ConfigError: m is below 1, or the bounds have not m entries or other shapes than each other.
     """
 
     m: int
@@ -73,7 +76,7 @@ class DiagonalGaussian:
         return inputs[..., self.m :].sum(-1) + 0.5 * self.m * math.log(2 * math.pi * math.e)
 
     def fisher_product(self, inputs: Tensor, tangents: Tensor) -> Tensor:
-        """Fisher matrix diag(1/σ², 2) of means and log σ times tangents: [..., 2m], [..., 2m] -> [..., 2m]."""
+        """Fisher matrix diag(1/σ², 2) of the inputs (μ, log σ) times tangents: [..., 2m], [..., 2m] -> [..., 2m]."""
         _, log_std = inputs.chunk(2, dim=-1)
         mean_tangents, log_std_tangents = tangents.chunk(2, dim=-1)
         return torch.cat([(-2 * log_std).exp() * mean_tangents, 2 * log_std_tangents], dim=-1)
@@ -92,6 +95,9 @@ class SquashedGaussian(DiagonalGaussian):
     and h half their distance. The density is that of a (Haarnoja et al., 2018, arXiv 1801.01290, App. C). It is exact:
     u is known, and need not be found from an a that may have been rounded to a bound. The mode here is where the mean
     goes, as in stable-baselines3: the median of a.
+
+    Args:
+        m, low, high: as of `DiagonalGaussian`, low and high [*action shape].
 
     Raises:
         ConfigError: a bound is infinite.

@@ -192,7 +192,7 @@ def first_numbers(rows: Array, count: int) -> Array:
 
 
 def observation_size(space: gymnasium.Space[Any]) -> int:
-    """O, the number of entries of the row that `encode_observations` makes of one observation.
+    """O, the number of entries of the row that `encode_observations` makes of one observation of ``space``.
 
     Raises:
         ConfigError: the space is not supported, see `ObservationLayout`.
@@ -217,7 +217,7 @@ def encode_observations(space: gymnasium.Space[Any], obs: Any) -> Array:
 
 
 def sample_observations(space: gymnasium.Space[Any], rows: int, seed: int = 0) -> Any:
-    """``rows`` random observations of a space, as a vector environment returns them; `space` is not changed."""
+    """``rows`` random observations of ``space``, as a vector environment returns them, drawn with ``seed``."""
     batched = batch_space(space, rows)
     batched.seed(seed)
     return batched.sample()

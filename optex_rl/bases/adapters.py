@@ -50,7 +50,7 @@ class AdaHessian(pytorch_optimizer.AdaHessian):
             self.state[parameter]["hessian"] = torch.ones_like(parameter)
 
     def step(self, closure: Any = None, hessian: list[Tensor] | None = None) -> Any:
-        """One step with the diagonal of the last refresh, or with ``hessian``, one tensor for each parameter.
+        """One step with the diagonal of the last refresh, or ``hessian``: a tensor ``[*shape]`` for each parameter.
 
         Raises:
             ConfigError: there is neither.

@@ -56,7 +56,7 @@ class KFAC(Preconditioned):
     the per-parameter state.
 
     Args:
-        params: parameters or parameter groups.
+        params: parameters ``[out, in, …]`` and ``[out]``, or parameter groups.
         lr: learning rate.
         damping: λ.
     """
@@ -114,7 +114,11 @@ class KFAC(Preconditioned):
             state["output"] = torch.eye(len(parameter)).to(parameter) / (fisher + damping)
 
     def precondition(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
-        """G⁻¹ ∇W A⁻¹ for weights, G⁻¹ ∇b for biases."""
+        """G⁻¹ ∇W A⁻¹ for weights ``[out, in, …]``, G⁻¹ ∇b for biases ``[out]``.
+
+        Raises:
+            ConfigError: `refresh` was never called.
+        """
         states = [self.state.get(p, {}) for p in self._parameters()]
         if not all("output" in state for state in states):
             raise ConfigError("KFAC needs a batch: call refresh(batch, generator) before a step")

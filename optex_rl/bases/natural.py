@@ -105,7 +105,7 @@ class Preconditioned(Optimizer, ABC):
 
 
 class NaturalGradient(Preconditioned):
-    """Natural policy gradient: θ ← θ − lr · (F + λI)⁻¹ g (Kakade, 2001, NeurIPS 14).
+    """Natural policy gradient: θ ← θ − lr · (F + λI)⁻¹ g, all ``[d]`` (Kakade, 2001, NeurIPS 14).
 
     F is the Fisher matrix of the policy on the observations of the last refresh, at its parameters then; of a critic it
     is that of a Gaussian around its value with variance 1, as in ACKTR (Wu et al., 2017, arXiv 1708.05144). The system
@@ -163,7 +163,11 @@ class NaturalGradient(Preconditioned):
         self._product = None
 
     def precondition(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
-        """(F + λI)⁻¹ g; parameters without gradient are held fixed, in F too."""
+        """(F + λI)⁻¹ g, tensors ``[*shape]`` like the parameters; those without gradient are held fixed, in F too.
+
+        Raises:
+            ConfigError: `refresh` was never called.
+        """
         parameters, group = self._parameters(), self.param_groups[0]
         if any("anchor" not in self.state.get(p, {}) for p in parameters):
             raise ConfigError("NaturalGradient needs a batch: call refresh(batch, generator) before a step")

@@ -87,13 +87,13 @@ ELEMENTWISE: Final = frozenset(entry.cls for entry in BASES.values() if isinstan
 
 
 def check_name(name: str) -> None:
-    """Raise a ConfigError unless the table has the name."""
+    """Raise a ConfigError unless the table has ``name``."""
     if name not in BASES:
         raise ConfigError(f"unknown base optimizer {name!r}{did_you_mean(name, BASES)}; known are {', '.join(BASES)}")
 
 
 def resolve_base(base: str | type[Optimizer]) -> Base:
-    """The entry of a name, or of a custom class.
+    """The entry of ``base``, a name of the table or a class of one's own.
 
     Raises:
         ConfigError: the name is unknown, its package is not installed, or the class is no `torch.optim.Optimizer`.
@@ -108,7 +108,11 @@ def resolve_base(base: str | type[Optimizer]) -> Base:
 
 
 def fused_kwargs(base: str | type[Optimizer]) -> dict[str, Any]:
-    """``{"fused": True}`` where the class has such an implementation: for small networks half the time of a step."""
+    """``{"fused": True}`` where ``base`` has such an implementation: for small networks half the time of a step.
+
+    Raises:
+        ConfigError: as of `resolve_base`.
+    """
     return {"fused": True} if "fused" in inspect.signature(resolve_base(base).cls).parameters else {}
 
 
@@ -118,7 +122,13 @@ def make_base(
     lr: float | Tensor,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Optimizer:
-    """Construct a base optimizer; ``kwargs`` win over those of the table.
+    """A new base optimizer.
+
+    Args:
+        base: a name of the table, or a class of one's own.
+        params: parameters ``[*shape]``, or parameter groups.
+        lr: the learning rate.
+        kwargs: further arguments of the class; they win over those of the table.
 
     Raises:
         ConfigError: the base is unknown or not installed, or its class refuses an argument.

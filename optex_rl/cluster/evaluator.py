@@ -31,7 +31,7 @@ from .worker import Order, Spec
 
 
 def choose_evaluator(config: TrainConfig) -> EvaluatorFactory:
-    """What makes the evaluator that the options ask for: `spread` with workers, else `fuse`."""
+    """What makes the evaluator that a ``config`` asks for: `spread` with workers, else `fuse`."""
     return fuse if config.workers is None else spread
 
 

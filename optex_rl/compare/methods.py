@@ -36,12 +36,12 @@ TRAIN_OPTIONS: Final = frozenset(spec.name for spec in dataclasses.fields(TrainC
 
 
 def is_sb3(method: str) -> bool:
-    """Whether a method is one of stable-baselines3's."""
+    """Whether ``method`` is one of stable-baselines3's."""
     return method.partition(":")[0] in SB3_METHODS
 
 
 def method_options(method: str) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
-    """What a method stands for: options of `Sb3Config` if `is_sb3`, else of `TrainConfig`, and those to be tuned.
+    """What ``method`` stands for: options of `Sb3Config` if `is_sb3`, else of `TrainConfig`, and those to be tuned.
 
     Raises:
         ConfigError: the name, an option or its value cannot be used.

@@ -22,7 +22,7 @@ YES_OR_NO: Final = {"yes": True, "no": False}
 
 
 def usual_space(config: TrainConfig) -> Space:
-    """What is searched by default: rates within a factor of ten of the options', and entropy coefficients from 0 on."""
+    """What is searched by default: rates within a factor of ten of ``config``'s, and entropy coefficients from 0 on."""
     rate, ent_coef = config.learning_rate, config.ent_coef
     return {
         "learning_rate": FloatDistribution(rate / 10, rate * 10, log=True),
@@ -31,7 +31,7 @@ def usual_space(config: TrainConfig) -> Space:
 
 
 def read_space(specifications: Sequence[str]) -> Space:
-    """The ranges ``NAME=LOW..HIGH`` and lists ``NAME=A/B/C``; a range above 0 is searched by its logarithm.
+    """The ranges ``NAME=LOW..HIGH`` and lists ``NAME=A/B/C`` of ``specifications``; above 0 ranges are logarithmic.
 
     Raises:
         ConfigError: an option cannot be searched, or its values are neither range nor list.
@@ -73,3 +73,11 @@ def ends(distribution: BaseDistribution) -> Sequence[Any]:
         return distribution.choices
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     return distribution.low, distribution.high
+
+
+def holds(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a value is between the ends of a distribution, or among those that it chooses from."""
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    low, high = ends(distribution)
+    return bool(low <= value <= high)

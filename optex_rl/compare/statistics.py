@@ -57,8 +57,8 @@ class Summary:
         reached: how many of them reach the threshold.
         iterations, seconds, cpu_seconds, env_steps: medians of what it took to reach it; infinite if half of the runs
             never do.
-        area: interquartile mean of the mean return over the whole curve, see `area`.
-        final: interquartile mean of the last returns.
+        area, area_interval: interquartile mean of the mean return over the whole curve, see `area`.
+        final, final_interval: interquartile mean of the last returns.
         late: the lowest interquartile mean in the last quarter, as a share of the way from the start to the threshold.
     """
 
@@ -76,7 +76,7 @@ class Summary:
 
 
 def interquartile_mean(values: Any, axis: int = 0) -> Any:
-    """Mean of the middle half (Agarwal et al., 2021, arXiv 2108.13264)."""
+    """Mean of the middle half of ``values [S, …]`` along ``axis`` (Agarwal et al., 2021, arXiv 2108.13264)."""
     return trim_mean(values, 0.25, axis=axis)
 
 
@@ -107,38 +107,44 @@ def stratified_interval(
 
 
 def area(curve: Curve) -> float:
-    """Mean return over the sequential iterations of a run: the area under its curve, divided by its length."""
+    """Mean return over the sequential iterations of a run: the area under its ``curve``, divided by its length."""
     return float(trapezoid(curve.returns, curve.iterations)) / curve.iterations[-1]
 
 
 def cumulative_average(curve: Curve) -> Array:
-    """Mean return over the iterations so far at each evaluation, ``[K]``; at the last one the `area`."""
+    """Mean return over the iterations so far at each evaluation of a ``curve``, ``[K]``; at the last one the `area`."""
     areas = cumulative_trapezoid(curve.returns, curve.iterations, initial=0.0)
     return np.concatenate([curve.returns[:1], areas[1:] / np.asarray(curve.iterations[1:])])
 
 
 def tuning_score(curves: Sequence[Curve], threshold: float) -> tuple[float, float]:
-    """The score by which settings are ordered, the least first: iterations to the threshold, over seeds.
+    """The score by which settings are ordered, the least first: iterations to the ``threshold``, over all ``curves``.
 
-    The geometric mean of the iterations that each run needs, one that never gets there counting as twice its length
-    (penalised average runtime: Hutter et al., 2009, JAIR 36). Of five runs one that fails makes a setting that takes 6
+    The geometric mean of the `iterations_needed` by each run. Of five runs one that fails makes a setting that takes 6
     iterations count as 10 where 80 are the penalty, neither 6, as a median would have it, nor 21, as a mean. Settings
     that never get there are ordered by their areas.
     """
-    needed = []
-    for curve in curves:
-        k = reached_at(curve.returns, threshold)
-        needed.append(2 * curve.iterations[-1] if k is None else max(1, curve.iterations[k]))
+    needed = [iterations_needed(c.iterations, c.returns, threshold, c.iterations[-1]) for c in curves]
     return statistics.geometric_mean(needed), -statistics.fmean(map(area, curves))
 
 
+def iterations_needed(iterations: Sequence[int], returns: Sequence[float], threshold: float, length: int) -> int:
+    """Iterations that a run takes to the ``threshold``, at least 1; twice its ``length`` if it never gets there.
+
+    (Penalised average runtime: Hutter et al., 2009, JAIR 36.) ``iterations`` and ``returns`` are those of its
+    evaluations, ``[K]``.
+    """
+    k = reached_at(returns, threshold)
+    return 2 * length if k is None else max(1, iterations[k])
+
+
 def median(values: Sequence[float]) -> float:
-    """Median of what some runs never reach (infinite); of an even number the upper one, so that none is made up."""
+    """Median of ``values``, infinite where a run never gets there; of an even number the upper one: none is made up."""
     return statistics.median_high(values)
 
 
 def normalize(returns: Any, start: float, threshold: float) -> Any:
-    """Returns as a share of the way from the ``start`` (0) to the ``threshold`` (1)."""
+    """``returns`` as a share of the way from the ``start`` (0) to the ``threshold`` (1)."""
     return (np.asarray(returns, dtype=np.float64) - start) / (threshold - start)
 
 
@@ -156,7 +162,7 @@ def performance_profile(strata: Sequence[Any], taus: Any) -> Array:
 
 
 def stack_returns(curves: Sequence[Curve]) -> Array:
-    """The returns of runs with the same evaluations, ``[S, K]``."""
+    """The returns of ``curves`` with the same evaluations, ``[S, K]``."""
     return np.array([curve.returns for curve in curves], dtype=np.float64)
 
 
@@ -196,12 +202,19 @@ Point: TypeAlias = tuple[int, int, float, float, float]  # one evaluation, in th
 
 
 def hold_last(points: Sequence[Point], last: tuple[int, float, float, float], iterations: int, every: int) -> Curve:
-    """The curve of a run that was stopped: at the evaluations that are left it is as it was at the ``last``."""
+    """The curve of a run that was stopped after ``points``: later evaluations are as the ``last``.
+
+    Args:
+        points: the evaluations made, in the order of `Curve`.
+        last: the entries after the first of those that are left.
+        iterations: of a whole run.
+        every: iterations from one evaluation to the next.
+    """
     ahead = range(points[-1][0] + 1, iterations + 1)
     held = [(i, *last) for i in ahead if i % every == 0 or i == iterations]
     return Curve(*zip(*points, *held, strict=True))
 
 
 def is_held(points: Sequence[Point], until: float | None) -> bool:
-    """Whether a run with these evaluations, returns last in each, may stop."""
+    """Whether a run with the evaluations ``points``, returns last in each, holds the return ``until`` and may stop."""
     return until is not None and held([point[-1] for point in points], until)

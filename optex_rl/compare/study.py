@@ -10,7 +10,7 @@ import csv
 import dataclasses
 import io
 import math
-import statistics
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -28,17 +28,18 @@ from tqdm import tqdm
 from ..common.errors import NumericalError, RunFolderError
 from ..common.storage import write_atomically
 from ..common.validation import check_at_least, check_between
-from ..runner.callbacks import OptunaPruningCallback
 from ..runner.folder import locked
 from ..runner.loop import train
 from ..runner.signals import stop_on_interrupt
-from ..training.config import TrainConfig
+from ..training.config import LARGEST, TrainConfig
 from .jobs import FIRST_TUNING_SEED, check_can_run
-from .search_space import Space, ends, usual_space
+from .objective import Reports
+from .search_space import Space, ends, holds, usual_space
 
 NAME: Final = "optex-rl"  # of the study in its database
 IDENTITY: Final = "options"  # the attribute that says what the study is about
 MOST_TRIALS: Final = 10**5
+FACTORS: Final = (1.0, 2.0, 4.0, 0.5)  # on the learning rate, in the first trials
 RANDOM_TRIALS: Final = 5  # before the search models what is known, and before a trial may be pruned
 FINISHED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 QUIET: Final[dict[str, Any]] = {"logdir": None, "run_name": None, "progress_bar": False, "checkpoint_freq": 0}
@@ -48,15 +49,18 @@ QUIET: Final[dict[str, Any]] = {"logdir": None, "run_name": None, "progress_bar"
 class Study:
     """A search for the options with which a task is learnt best.
 
-    A trial trains once with each of the tuning seeds, the same in all trials. Its value is the mean return of all
-    periodic evaluations, which is the area under the learning curve: it rewards speed and reliability. The first trial
-    has the options of ``config``; the others follow the tree-structured Parzen estimator (Bergstra et al., 2011,
-    NeurIPS 24). A trial whose mean so far is below the median of the completed ones at the same evaluation is pruned.
+    A trial trains once with each of the tuning seeds, the same in all trials. With a threshold its value is that of
+    `optex_rl.compare.statistics.tuning_score`, the geometric mean of the iterations to it; without one it is the mean
+    return of all periodic evaluations, which is the area under the learning curve. The first trial has the options of
+    ``config``, the next ones 2, 4 and ½ times its learning rate, if that is searched, as in a comparison; the others
+    follow the tree-structured Parzen estimator (Bergstra et al., 2011, NeurIPS 24). A trial whose value is worse than
+    the median of the completed ones after as many runs, or evaluations, is pruned.
 
     Args:
         folder: of study.db, which keeps the trials, and of trials.csv and best.yml.
         config: the options that are not searched, and the first trial's values of those that are.
         space: what is searched; by default see `usual_space`.
+        threshold: the return that is to be reached in few iterations, or None.
         trials: finished trials in all, those of earlier calls included.
         seeds: runs of a trial.
         seed: of the search.
@@ -68,14 +72,17 @@ class Study:
     folder: Path
     config: TrainConfig
     space: Space = field(default_factory=dict)
+    threshold: float | None = None
     trials: int = 20
-    seeds: int = 3
+    seeds: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_between("trials", self.trials, 1, MOST_TRIALS)
         check_between("seeds", self.seeds, 1, FIRST_TUNING_SEED)
         check_at_least("eval_freq", self.config.eval_freq, 1)
+        if self.threshold is not None:
+            check_between("threshold", self.threshold, -LARGEST, LARGEST, "a number", "none")
         if not self.space:
             object.__setattr__(self, "space", usual_space(self.config))
         for name, distribution in self.space.items():
@@ -86,11 +93,20 @@ class Study:
         """The options of a trial with these values, in its run with the tuning seed of number ``seed``."""
         return dataclasses.replace(self.config, **{**values, **QUIET}, seed=FIRST_TUNING_SEED + seed)
 
+    def first_values(self) -> list[dict[str, Any]]:
+        """The values of the trials that are not left to the search: those of the options given, if they are allowed."""
+        factors = FACTORS if "learning_rate" in self.space else FACTORS[:1]
+        values = [{name: getattr(self.config, name) for name in self.space} for _ in factors]
+        for trial, factor in zip(values[1:], factors[1:], strict=True):
+            trial["learning_rate"] *= factor
+        return [trial for trial in values if all(holds(self.space[name], value) for name, value in trial.items())]
+
     def identity(self) -> dict[str, str]:
         """What decides the values of the trials: a folder holds one study."""
         options = {name: repr(value) for name, value in self.configuration({}).values().items()}
         ranges = {name: distribution_to_json(distribution) for name, distribution in self.space.items()}
-        return {**options, "search": repr(ranges), "seeds": repr(self.seeds), "search seed": repr(self.seed)}
+        own = {"threshold": self.threshold, "seeds": self.seeds, "search seed": self.seed}
+        return {**options, "search": repr(ranges), **{name: repr(value) for name, value in own.items()}}
 
 
 class Findings(NamedTuple):
@@ -98,8 +114,8 @@ class Findings(NamedTuple):
 
     Attributes:
         values: the best trial's values of the options that were searched.
-        score: its mean return over all evaluations and seeds.
-        first: the same of the first trial, whose options are those that were given; None if it has none.
+        score: its value: iterations to the threshold, or the mean return.
+        first: the same with the options that were given; None if they are not among what is searched.
         finished, pruned: trials that are done, and how many of these ended early.
         signal: number of the signal that stopped the search, or None.
     """
@@ -113,10 +129,11 @@ class Findings(NamedTuple):
 
 
 def run_study(study: Study, *, progress_bar: bool = True) -> Findings:
-    """Do the trials that are missing; Ctrl-C and SIGTERM end it, and what is finished is kept.
+    """Do the trials of ``study`` that are missing; Ctrl-C and SIGTERM end it, and what is finished is kept.
 
-    A trial that was interrupted is done again. A study that is stopped and resumed tries what one that nothing stops
-    does: each trial's values are drawn by a generator of its own.
+    ``progress_bar`` shows them, and what is known by then is returned. A trial that was interrupted is done again. A
+    study that is stopped and resumed tries what one that nothing stops does: each trial's values are drawn by a
+    generator of its own.
 
     Raises:
         ConfigError: the task or an option cannot be used; nothing is run then.
@@ -126,15 +143,17 @@ def run_study(study: Study, *, progress_bar: bool = True) -> Findings:
     check_can_run(study.configuration({}))
     bar = tqdm(total=study.trials, unit="trial", disable=not progress_bar, dynamic_ncols=True)
     with closing(bar), opened(study) as storage, stop_on_interrupt() as stop:
-        signal = None
+        signal, first = None, study.first_values()
         while len(done := finished(storage)) < study.trials and not stop.requested and signal is None:
             bar.update(len(done) - bar.n)
+            if len(done) < len(first) and not storage.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                storage.enqueue_trial(first[len(done)])
             number = np.random.SeedSequence([study.seed, len(done)]).generate_state(1)[0]
             storage.sampler = optuna.samplers.TPESampler(seed=int(number), n_startup_trials=RANDOM_TRIALS)
             signal = run_trial(study, storage)
             write_reports(study, storage)
         bar.update(len(done) - bar.n)
-        return find_best(storage, stop.number if signal is None else signal)
+        return find_best(study, storage, stop.number if signal is None else signal)
 
 
 def finished(storage: optuna.Study) -> list[FrozenTrial]:
@@ -150,42 +169,44 @@ def opened(study: Study) -> Iterator[optuna.Study]:
     except OSError as error:
         raise RunFolderError(f"the folder {study.folder} cannot be made: {error.strerror}") from error
     try:
-        with locked(study.folder):
+        with locked(study.folder), database(study.folder / "study.db") as trials:
             storage = optuna.create_study(
-                storage=database(study.folder / "study.db"),
+                storage=trials,
                 study_name=NAME,
                 load_if_exists=True,
-                direction="maximize",
-                pruner=optuna.pruners.MedianPruner(RANDOM_TRIALS, n_warmup_steps=first_quarter(study)),
+                direction="maximize" if study.threshold is None else "minimize",
+                pruner=optuna.pruners.MedianPruner(RANDOM_TRIALS, n_warmup_steps=steps_before_pruning(study)),
             )
             check_identity(study, storage)
-            requeue(study, storage)
+            requeue(storage)
             yield storage
-    except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+    except (sqlite3.Error, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         reason = str(error).splitlines()[0]
         raise RunFolderError(f"the study in {study.folder} cannot be read or written: {reason}") from error
 
 
-def database(path: Path) -> optuna.storages.RDBStorage:
-    """The storage of a study, made if it is missing.
+@contextmanager
+def database(path: Path) -> Iterator[optuna.storages.RDBStorage]:
+    """The storage of a study, made if it is missing; its connections are closed at the end.
 
     A write-ahead log keeps the file whole whatever happens, and does without bringing each report to the disk, which
     would take longer than a short evaluation.
     """
-    storage = optuna.storages.RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
-
-    @event.listens_for(storage.engine, "connect")
-    def begin(connection: Any, _: Any) -> None:
+    with closing(sqlite3.connect(path)) as connection:  # refuses what is no database; the file remembers its mode
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-
+    storage = optuna.storages.RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
+    event.listen(storage.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous = NORMAL"))
     storage.engine.dispose()  # connections that were made before
-    return storage
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
-def first_quarter(study: Study) -> int:
-    """Evaluations of the first quarter of a trial's first run, in which it is not pruned."""
-    return study.config.iterations // study.config.eval_freq // 4
+def steps_before_pruning(study: Study) -> int:
+    """Reports of a trial before it may be pruned: two runs, or evaluations of the first quarter of its first run."""
+    return 3 if study.threshold is not None else study.config.iterations // study.config.eval_freq // 4
 
 
 def check_identity(study: Study, storage: optuna.Study) -> None:
@@ -200,34 +221,11 @@ def check_identity(study: Study, storage: optuna.Study) -> None:
             raise RunFolderError(f"{study.folder} holds a study {said}: choose another folder")
 
 
-def requeue(study: Study, storage: optuna.Study) -> None:
-    """The options given come first; trials that a stop or a crash interrupted begin once more."""
-    if not storage.get_trials(deepcopy=False):
-        storage.enqueue_trial({name: getattr(study.config, name) for name in study.space})
+def requeue(storage: optuna.Study) -> None:
+    """Trials that a stop or a crash interrupted begin once more."""
     for trial in storage.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         storage.tell(trial.number, state=TrialState.FAIL)
         storage.enqueue_trial(trial.params)
-
-
-class Reports:
-    """Stands in for a trial over its runs, for `OptunaPruningCallback`: what is reported is the mean so far.
-
-    Args:
-        trial: the trial.
-    """
-
-    def __init__(self, trial: optuna.Trial) -> None:
-        self.trial = trial
-        self.returns: list[float] = []
-
-    def report(self, value: float, step: int) -> None:
-        """Take the mean return of an evaluation, the next one of the trial whatever its ``step`` within the run."""
-        self.returns.append(value)
-        self.trial.report(statistics.fmean(self.returns), len(self.returns))
-
-    def should_prune(self) -> bool:
-        """Whether the trial is to end."""
-        return self.trial.should_prune()
 
 
 def run_trial(study: Study, storage: optuna.Study) -> int | None:
@@ -236,29 +234,31 @@ def run_trial(study: Study, storage: optuna.Study) -> int | None:
     Returns:
         The number of the signal that stopped it, which leaves it unfinished; None if it came to an end.
     """
-    reports = Reports(storage.ask(dict(study.space)))
+    reports = Reports(storage.ask(dict(study.space)), study.threshold)
     try:
         for seed in range(study.seeds):
             signal = run_once(study.configuration(reports.trial.params, seed), reports)
             if signal is not None:
                 return signal
+            reports.end_run(study.config.iterations)
     except (optuna.TrialPruned, NumericalError):
         storage.tell(reports.trial, state=TrialState.PRUNED)
     else:
-        storage.tell(reports.trial, statistics.fmean(reports.returns))
+        storage.tell(reports.trial, reports.value)
     return None
 
 
 def run_once(config: TrainConfig, reports: Reports) -> int | None:
     """One run of a trial; returns the number of the signal that stopped it, or None."""
-    return train(config, callbacks=[OptunaPruningCallback(reports)]).signal
+    return train(config, callbacks=reports.callbacks()).signal
 
 
 def write_reports(study: Study, storage: optuna.Study) -> None:
     """Write trials.csv, a line for each finished trial, and best.yml, the options of the best one."""
     text = io.StringIO(newline="")
     table = csv.writer(text)
-    table.writerow(["trial", *study.space, "mean_return", "evaluations", "state"])
+    value, reports = ("mean_return", "evaluations") if study.threshold is None else ("iterations", "runs")
+    table.writerow(["trial", *study.space, value, reports, "state"])
     for trial in finished(storage):
         seen = trial.intermediate_values
         score = trial.value if trial.value is not None else seen[max(seen)] if seen else ""
@@ -269,7 +269,7 @@ def write_reports(study: Study, storage: optuna.Study) -> None:
         dataclasses.replace(study.config, **storage.best_params).save(study.folder / "best.yml")
 
 
-def find_best(storage: optuna.Study, signal: int | None) -> Findings:
+def find_best(study: Study, storage: optuna.Study, signal: int | None) -> Findings:
     """What is known by now.
 
     Raises:
@@ -281,5 +281,6 @@ def find_best(storage: optuna.Study, signal: int | None) -> Findings:
             return Findings({}, math.nan, None, len(done), len(done), signal)
         raise NumericalError("no trial came to its end: search lower learning rates")
     pruned = sum(trial.state is TrialState.PRUNED for trial in done)
-    first = min(done, key=lambda trial: trial.number)
-    return Findings(storage.best_params, storage.best_value, first.value, len(done), pruned, signal)
+    given = {name: getattr(study.config, name) for name in study.space}
+    first = next((trial.value for trial in done if trial.params == given), None)
+    return Findings(storage.best_params, storage.best_value, first, len(done), pruned, signal)

@@ -95,7 +95,7 @@ class Sweep:
             raise ConfigError(f"learning_rates must be factors above 0, got {list(self.learning_rates)}")
 
     def base(self, env: str, method: str) -> RunConfig:
-        """The options of a method on a task before any tuning; stable-baselines3 comes tuned.
+        """The options of ``method`` on task ``env`` before any tuning; stable-baselines3 comes tuned.
 
         Raises:
             ConfigError: the method is unknown, or an option is outside what is allowed.
@@ -109,7 +109,7 @@ class Sweep:
         return config
 
     def axes(self, env: str, method: str) -> list[Axis]:
-        """What is tuned of a method on a task, the learning rate first; nothing of stable-baselines3's."""
+        """What is tuned of ``method`` on task ``env``, the learning rate first; nothing of stable-baselines3's."""
         config = self.base(env, method)
         if not isinstance(config, TrainConfig):
             return []
@@ -119,7 +119,7 @@ class Sweep:
         return [Axis.make(name, values, getattr(config, name)) for name, values in grids.items()]
 
     def job(self, env: str, method: str, setting: Setting, seed: int) -> Job:
-        """The run of a method with a value for each of its `axes`."""
+        """The run of ``method`` on ``env`` with ``seed`` and a ``setting``: a value for each of its `axes`."""
         config, axes = self.base(env, method), self.axes(env, method)
         values: dict[str, Any] = {axis.name: value for axis, value in zip(axes, setting, strict=True)}
         name = ", ".join(f"{SHORT.get(axis.name, axis.name)} {values[axis.name]:g}" for axis in axes if axis.is_named)
@@ -127,7 +127,7 @@ class Sweep:
         return Job.make(method, name or "rl_zoo3", dataclasses.replace(config, **values), seed, until)
 
     def batches(self, env: str, method: str) -> Iterator[list[Job]]:
-        """The runs of a method on a task, batch after batch: those of its tuning, each resting on the ones before it,
+        """The runs of ``method`` on ``env``, batch after batch: those of its tuning, each resting on the ones before,
         then the final ones. A batch must be done before the next is asked for.
         """
         axes = self.axes(env, method)
@@ -151,7 +151,7 @@ class Sweep:
 
 
 def run_sweep(sweep: Sweep) -> StopRequest:
-    """Do all runs that are missing; Ctrl-C and SIGTERM end it, and what is finished is kept.
+    """Do all runs of ``sweep`` that are missing; Ctrl-C and SIGTERM end it, and what is finished is kept.
 
     Returns:
         Whether it was stopped, and by which signal.

@@ -162,7 +162,7 @@ class OptEx(Optimizer):
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:  # type: ignore[override]
-        """The per-parameter state of the base."""
+        """The per-parameter state of the base, whose tensors have the shapes ``[*shape]`` of the parameters."""
         return self.base.state
 
     @property

@@ -88,7 +88,7 @@ class StopTrainingOnRewardThreshold(BaseCallback):
         self.returns: list[float] = []
 
     def on_training_start(self, run: Run) -> None:
-        """Begin without evaluations."""
+        """Begin without evaluations; raises the ConfigError."""
         if run.config.eval_freq == 0:
             raise ConfigError("StopTrainingOnRewardThreshold needs evaluations: eval_freq must be at least 1, got 0")
         self.returns = []
@@ -135,7 +135,7 @@ class WandbCallback(BaseCallback):
         self._is_own = False
 
     def on_training_start(self, run: Run) -> None:
-        """Begin a run, unless there is one."""
+        """Begin a run, unless there is one; raises the ConfigError."""
         try:
             import wandb
         except ModuleNotFoundError as error:

@@ -87,6 +87,9 @@ def train(
         evaluator: makes a custom evaluator, from the arguments of `fuse`; by default `choose_evaluator`'s.
         callbacks: see `optex_rl.BaseCallback`; they may stop the run.
 
+    Returns:
+        The policy, how far the run went, what stopped it, and the metrics of every iteration.
+
     Raises:
         ConfigError: an option, the task or its spaces cannot be used; no run folder is made then.
         RunFolderError: the run folder exists or cannot be written.
@@ -131,6 +134,9 @@ def resume(
         callbacks: as for `train`.
         cluster: options of `CLUSTER` that differ from now on: how many workers, and where.
         trust: whether to run code that the options of the run name, as for `optex_rl.load`.
+
+    Returns:
+        As `train`.
 
     Raises:
         RunFolderError: the folder holds no run that can be resumed, or another process is writing to it.

@@ -127,6 +127,9 @@ class Model:
         Args:
             iterations: sequential iterations in all.
             **options: as of `optex_rl.resume`: ``agent``, ``evaluator``, ``callbacks``.
+
+        Returns:
+            As `optex_rl.resume`.
         """
         result = resume(self.run_dir, iterations, deepcopy(self.policy), trust=self.trust, **options)
         self.policy, self.normalizer, self.iteration = result.policy.cpu().eval(), result.normalizer, result.iterations

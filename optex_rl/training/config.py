@@ -199,7 +199,7 @@ class TrainConfig:
 
     @classmethod
     def recommended(cls, env: str | EnvFactory = "CartPole-v1", algo: str = "a2c", **overrides: Any) -> TrainConfig:
-        """The tuned options of an agent on a task, or the defaults where there are none; ``overrides`` win.
+        """The tuned options of agent ``algo`` on task ``env``, or the defaults where there are none; ``overrides`` win.
 
         Raises:
             ConfigError: as for the class; or another base optimizer than Adam is given without a learning rate.

@@ -22,24 +22,24 @@ JITTER_LIMIT: Final = 1e-4
 
 
 def matern12(r: Tensor) -> Tensor:
-    """Matérn kernel with ν = 1/2 of scaled distances ``r = ‖θ − θ'‖ / ℓ`` (Rasmussen & Williams, 2006, eq. 4.18)."""
+    """Matérn kernel with ν = 1/2 of distances ``r = ‖θ − θ'‖ / ℓ``, ``[…]`` (Rasmussen & Williams, 2006, eq. 4.18)."""
     return torch.exp(-r)
 
 
 def matern32(r: Tensor) -> Tensor:
-    """Matérn kernel with ν = 3/2 of scaled distances ``r`` (Rasmussen & Williams, 2006, eq. 4.17)."""
+    """Matérn kernel with ν = 3/2 of scaled distances ``r``, ``[…]`` (Rasmussen & Williams, 2006, eq. 4.17)."""
     z = math.sqrt(3.0) * r
     return (1.0 + z) * torch.exp(-z)
 
 
 def matern52(r: Tensor) -> Tensor:
-    """Matérn kernel with ν = 5/2 of scaled distances ``r`` (Rasmussen & Williams, 2006, eq. 4.17)."""
+    """Matérn kernel with ν = 5/2 of scaled distances ``r``, ``[…]`` (Rasmussen & Williams, 2006, eq. 4.17)."""
     z = math.sqrt(5.0) * r
     return (1.0 + z + z * z / 3.0) * torch.exp(-z)
 
 
 def rbf(r: Tensor) -> Tensor:
-    """Squared-exponential kernel of scaled distances ``r`` (Rasmussen & Williams, 2006, eq. 4.9)."""
+    """Squared-exponential kernel of scaled distances ``r``, ``[…]`` (Rasmussen & Williams, 2006, eq. 4.9)."""
     return torch.exp(-0.5 * r * r)
 
 
