@@ -16,6 +16,7 @@ from .natural import Preconditioned
 
 with warnings.catch_warnings():  # linear_operator, which it imports, uses torch.jit.script
     warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore", FutureWarning)  # from torch 2.14 on
     from curvlinops import KFACLinearOperator
 
 LAYERS = (nn.Linear, nn.Conv2d)  # those that curvlinops supports
