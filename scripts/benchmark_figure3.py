@@ -1,7 +1,8 @@
 """The paper's Figure 3: DQN on four tasks, cumulative average reward against sequential iterations.
 
 Every method is stable-baselines3's DQN with rl_zoo3's tuned settings but for what it does with one sequential iteration
-of the learner. For each environment step all make as many iterations as these settings have gradient steps:
+of the learner. Target is rl_zoo3's algorithm, its gradient steps counted N at a time; the others make an N-th of its
+steps in sequence, and all see as much of the environment in each iteration:
 
     vanilla         one minibatch, one gradient step
     data-parallel   the mean gradient of N minibatches, one gradient step
@@ -11,8 +12,9 @@ of the learner. For each environment step all make as many iterations as these s
 
 Exploration follows the schedule of rl_zoo3's whole run, also where --steps ends it before. Rates are searched for each
 method by itself: three a factor of 3 apart, rl_zoo3's in the middle, then further ones at the end where the best is, by
-the mean over tuning seeds of the cumulative average reward at the end. Each run is kept as a file of the folder, so
-that the same command goes on where it was interrupted.
+the mean over tuning seeds of the cumulative average reward at the end; with --one-rate all have rl_zoo3's, as in the
+paper, where methods differ in nothing else. Each run is kept as a file of the folder, so that the same command goes on
+where it was interrupted.
 
 In the table each seed is held against vanilla's same one; seconds are those of the processor, all on one thread.
 """
@@ -109,6 +111,13 @@ def choose_rate(run_all: RunAll, job: Job, tuning_seeds: int) -> float:
     return best_rate(score, zoo_options("dqn", job.env)["learning_rate"])
 
 
+def rate_of(job: Job, run_all: RunAll, options: argparse.Namespace) -> float:
+    """The method's own rate, or rl_zoo3's with --one-rate."""
+    if options.one_rate:
+        return float(zoo_options("dqn", job.env)["learning_rate"])
+    return choose_rate(run_all, job, options.tuning_seeds)
+
+
 def first(rows: Sequence[Row], value: float) -> Row | None:
     """The first row whose cumulative average reward is at least a value."""
     return next((row for row in rows if row.cumulative >= value), None)
@@ -170,7 +179,7 @@ def measure(run_all: RunAll, options: argparse.Namespace) -> dict[str, dict[str,
     for env in options.env:
         steps = options.steps or zoo_options("dqn", env)["n_timesteps"]
         jobs = [Job(env, method, 0.0, 0, options.parallelism, steps, options.every) for method in options.methods]
-        chosen = [dataclasses.replace(job, rate=choose_rate(run_all, job, options.tuning_seeds)) for job in jobs]
+        chosen = [dataclasses.replace(job, rate=rate_of(job, run_all, options)) for job in jobs]
         seeds = range(options.seeds or SEEDS[env])
         # Seed by seed, so that whatever else the machine does falls on all methods alike.
         runs = iter(run_all([dataclasses.replace(job, seed=seed) for seed in seeds for job in chosen]))
@@ -187,6 +196,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--seeds", type=at_least(1), help="by default 10, and 5 for MountainCar and LunarLander")
     parser.add_argument("--tuning-seeds", type=at_least(1), default=2, help="for each rate (default: %(default)s)")
+    parser.add_argument("--one-rate", action="store_true", help="rl_zoo3's learning rate for all, no search")
     parser.add_argument("--steps", type=at_least(1), help="environment steps of a run; by default rl_zoo3's")
     parser.add_argument("--every", type=at_least(1), default=1_000, help="environment steps between two rows")
     parser.add_argument("--parallelism", type=at_least(2), default=4, help="N (default: %(default)s)")

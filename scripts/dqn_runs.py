@@ -51,8 +51,10 @@ def make_model(job: Job) -> DQN:
     """The method of the job, with rl_zoo3's settings."""
     options, N = zoo_options("dqn", job.env), job.parallelism
     del options["n_timesteps"]
-    steps = options["gradient_steps"]
-    options["gradient_steps"] = (options["train_freq"] if steps == -1 else steps) * iterations_factor(job)
+    steps = options["train_freq"] if options["gradient_steps"] == -1 else options["gradient_steps"]
+    if steps % N:
+        raise ConfigError(f"--parallelism must divide the {steps} gradient steps of {job.env}, got {N}")
+    options["gradient_steps"] = steps // N * iterations_factor(job)
     options["batch_size"] *= N if job.method == "data-parallel" else 1
     options |= {"learning_rate": job.rate, "seed": job.seed, "device": "cpu"}
     env = make_vec_env(job.env, 1, seed=job.seed)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+import pytest
 
-torch.set_num_threads(1)
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Import torch here, for the process that only hands out the tests to others needs none of it."""
+    import torch
+
+    torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from optex_rl import NonFiniteError
+from optex_rl import ConfigError, NonFiniteError
 from scripts import benchmark_figure3, dqn_runs
 from scripts.benchmark_figure3 import METHODS, Cell, first, table_row
 from scripts.dqn_runs import Follow, Job, Row, make_model, train
@@ -21,9 +21,9 @@ JOB = Job("CartPole-v1", "vanilla", 2.5e-4, 0, parallelism=2, steps=320, every=6
 
 @pytest.mark.parametrize("method", METHODS)
 def test_all_methods_make_the_same_iterations_for_each_step(method: str) -> None:
-    """rl_zoo3's settings: four after every 16 steps, and those after the step that is noted come too late."""
+    """Half of rl_zoo3's four after every 16 steps, as N is 2; those after the step that is noted come too late."""
     kept = train(dataclasses.replace(JOB, method=method))
-    assert [row[:2] for row in kept["rows"]] == [(4 * (n // 16 - 1), n) for n in range(64, 321, 64)]
+    assert [row[:2] for row in kept["rows"]] == [(2 * (n // 16 - 1), n) for n in range(64, 321, 64)]
     assert kept["fault"] == ""
 
 
@@ -40,8 +40,16 @@ def test_minibatches_of_an_iteration(method: str) -> None:
 
     buffer.sample = sampled
     model.learn(16)
-    assert sum(sizes) == 4 * 512 * (1 if method in ("vanilla", "extrapolate") else 2)
-    assert len(sizes) == (8 if method == "target" else 4)
+    assert sum(sizes) == 2 * 512 * (1 if method in ("vanilla", "extrapolate") else 2)
+    assert len(sizes) == (4 if method == "target" else 2)
+
+
+def test_the_target_is_the_algorithm_of_rl_zoo3() -> None:
+    """Its gradient steps, which N must divide; a setting of -1 is one for each environment step."""
+    for env, steps in (("CartPole-v1", 4), ("LunarLander-v3", 16)):
+        assert make_model(dataclasses.replace(JOB, env=env, method="target")).gradient_steps == steps
+    with pytest.raises(ConfigError, match="--parallelism must divide the 4 gradient steps of CartPole-v1, got 3"):
+        make_model(dataclasses.replace(JOB, parallelism=3))
 
 
 def test_means_of_the_returns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +94,7 @@ def test_a_run_that_a_fault_stops_keeps_its_last_means(monkeypatch: pytest.Monke
     assert kept["fault"] == "the gradient is NaN"
     rows = kept["rows"]
     assert [row.env_steps for row in rows] == [64, 128, 192, 256, 320]
-    assert [row.iterations for row in rows] == [12, 28, 42, 56, 70]  # 28 in 128 steps go on at their pace
+    assert [row.iterations for row in rows] == [6, 14, 21, 28, 35]  # 14 in 128 steps go on at their pace
     assert len({(row.seconds, row.cumulative, row.last) for row in rows[1:]}) == 1
 
 
@@ -141,6 +149,10 @@ def test_an_interrupted_benchmark_goes_on(
     lines = [line for line in out.splitlines() if line.startswith("| CartPole-v1 | OptEx, refine | ")]
     assert sum(" … " in line for line in lines) == 2
     assert plot.exists()
-    assert run("--seeds", "2", "--parallelism", "3") == 1
+    assert run("--seeds", "2", "--one-rate") == 0
+    assert len(list(folder.iterdir())) <= len(after) + 4  # both methods at rl_zoo3's rate, and no search
+    out = capsys.readouterr().out
+    assert "| CartPole-v1 | OptEx, refine | 0.00025 | " in out
+    assert run("--seeds", "2", "--parallelism", "2") == 1
     assert "is of a run with other options" in capsys.readouterr().err
     assert torch.get_num_threads() == 1

@@ -162,6 +162,27 @@ def test_a_natural_step_solves_with_the_fisher_matrix(space: str) -> None:
     torch.testing.assert_close(flatten(list(policy.parameters())), expected, rtol=1e-6, atol=1e-8)
 
 
+@every_space
+def test_a_limited_step_leads_as_far_as_the_limit(space: str) -> None:
+    """Half of the squared length in the damped matrix is the divergence; steps that are shorter stay as they are."""
+    policy = policy_of(space)
+    fisher, before = dense_fisher(policy), flatten(list(policy.parameters()))
+    gradient = torch.randn(len(fisher), dtype=torch.float64, generator=stream(2))
+    damped = fisher + 0.01 * torch.eye(len(fisher), dtype=torch.float64)
+    options = {"damping": 0.01, "cg_iterations": 300}
+    FlatBase(bound_base("natural", policy, lr=0.5, target_kl=1e-4, **options)).step(gradient)
+    step = flatten(list(policy.parameters())) - before
+    torch.testing.assert_close(0.5 * step @ damped @ step, torch.tensor(1e-4, dtype=torch.float64))
+    direction = -torch.linalg.solve(damped, gradient)
+    torch.testing.assert_close(step / step.norm(), direction / direction.norm(), rtol=1e-6, atol=1e-8)
+    free, bound = policy_of(space), policy_of(space)
+    FlatBase(bound_base("natural", free, lr=1e-4, **options)).step(gradient)
+    FlatBase(bound_base("natural", bound, lr=1e-4, target_kl=1e-4, **options)).step(gradient)
+    assert torch.equal(flatten(list(free.parameters())), flatten(list(bound.parameters())))
+    with pytest.raises(ValueError, match="target_kl must be positive or None, got 0"):
+        NaturalGradient(policy.parameters(), target_kl=0.0)
+
+
 def test_the_natural_step_holds_frozen_parameters_fixed_in_the_matrix_too() -> None:
     policy = policy_of("discrete", critic=False)
     fisher, before = dense_fisher(policy), flatten(list(policy.parameters()))

@@ -353,6 +353,7 @@ SIZES = (
     "parallelism",
     "history_size",
     "stride",
+    "first_steps",
     "iterations",
     "eval_episodes",
     "n_critic_updates",

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from optex_rl import ConfigError, GradientEstimator, NonFiniteError, OptEx
 from optex_rl.optimizer.iteration import Proposal, mean_cosines
-from optex_rl.optimizer.selection import least_loss
+from optex_rl.optimizer.selection import SELECTIONS, least_loss
 
 from .helpers import CASES, Problem, advance, closure_of, same
 
@@ -133,6 +133,37 @@ def test_cold_iterations_step_with_the_mean_gradient() -> None:
     optimizer.tell(torch.tensor([[1.0, 0.0], [3.0, -2.0]]))
     assert torch.equal(theta, torch.tensor([-2.0, 1.0]))
     assert optimizer.statistics == {"steps": 1.0, "history": 2.0}
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_first_steps_are_steps_of_the_base_with_the_mean_gradient(selection: str) -> None:
+    """And of iterations without a prediction only: with one point there is nothing to do but the base's own step."""
+    mean, theta, plain = torch.tensor([2.0, -1.0]), Parameter(torch.zeros(2)), Parameter(torch.zeros(2))
+    optimizer = OptEx([theta], lr=0.1, base="adam", parallelism=2, selection=selection, first_steps=3)
+    base = torch.optim.Adam([plain], lr=0.1)
+    optimizer.ask()
+    optimizer.tell(torch.tensor([[1.0, 0.0], [3.0, -2.0]]), torch.zeros(2))
+    for _ in range(3):
+        plain.grad = mean.clone()
+        base.step()
+    assert torch.equal(theta, plain)
+    assert optimizer.statistics["steps"] == 3.0
+    while optimizer.statistics["steps"] == 3.0:
+        optimizer.tell(optimizer.ask() + mean, torch.zeros(2))
+    assert "cosine" in optimizer.statistics  # a prediction was made, and from then on `first_steps` says nothing
+
+
+def test_first_steps_without_closure_and_with_one_point() -> None:
+    theta = Parameter(torch.zeros(1))
+    optimizer = OptEx([theta], lr=1.0, base="sgd", parallelism=2, first_steps=3)
+    theta.grad = torch.ones(1)
+    optimizer.step()
+    assert theta.item() == -3.0
+    single = OptEx([theta], lr=1.0, base="sgd", parallelism=1, first_steps=3)
+    single.step()
+    assert theta.item() == -4.0
+    with pytest.raises(ConfigError, match="first_steps must be a whole number of at least 1, got 0"):
+        OptEx([theta], first_steps=0)
 
 
 def test_the_second_iteration_of_refine_looks_along_the_gradient_of_the_first() -> None:

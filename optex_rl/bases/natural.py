@@ -104,19 +104,36 @@ class Preconditioned(Optimizer, ABC):
         return loss
 
 
+def limited(direction: Tensor, gradient: Tensor, lr: float, target_kl: float) -> Tensor:
+    """min(1, √(2 δ / xᵀ(F + λI)x) / lr) x, [d]: with it a step of rate ``lr`` diverges by δ at most, to second order.
+
+    The trust region of ACKTR (Wu et al., 2017, arXiv 1708.05144, Sec. 3.3), with the damping counted as curvature, so
+    that no further product with F is needed.
+
+    Args:
+        direction: x with (F + λI) x = g, [d].
+        gradient: g, [d].
+        lr: the learning rate, the largest of the groups.
+        target_kl: δ, in nats.
+    """
+    divergence = 0.5 * lr**2 * direction.dot(gradient)
+    return direction if divergence <= target_kl else (target_kl / divergence).sqrt() * direction
+
+
 class NaturalGradient(Preconditioned):
     """Natural policy gradient: θ ← θ − lr · (F + λI)⁻¹ g, all ``[d]`` (Kakade, 2001, NeurIPS 14).
 
     F is the Fisher matrix of the policy on the observations of the last refresh, at its parameters then; of a critic it
     is that of a Gaussian around its value with variance 1, as in ACKTR (Wu et al., 2017, arXiv 1708.05144). The system
     is solved by conjugate gradients with exact Fisher-vector products, as in TRPO (Schulman et al., 2015, arXiv
-    1502.05477); there is no trust region and no line search, which would need evaluations of their own.
+    1502.05477). A step may be limited as in ACKTR; there is no line search, which would need evaluations of its own.
 
     Args:
         params: parameters or parameter groups.
         lr: learning rate.
         damping: λ.
         cg_iterations: Fisher-vector products per step.
+        target_kl: δ, how far, in nats, one step may lead from the policy; None for any distance. See `limited`.
     """
 
     _product: Callable[[Tensor], Tensor] | None = None  # v → F v, made when first needed after a refresh
@@ -127,11 +144,15 @@ class NaturalGradient(Preconditioned):
         lr: float | Tensor = 1e-3,
         damping: float = 0.1,
         cg_iterations: int = 10,
+        target_kl: float | None = None,
     ) -> None:
         if cg_iterations < 1:
             raise ValueError(f"cg_iterations must be at least 1, got {cg_iterations}")
+        if target_kl is not None and not target_kl > 0:
+            raise ValueError(f"target_kl must be positive or None, got {target_kl}")
         # The observations are kept in the first group: part of the state, but of no parameter.
         defaults = {"lr": lr, "damping": damping, "cg_iterations": cg_iterations, "observations": None}
+        defaults["target_kl"] = target_kl
         super().__init__(params, defaults)
 
     def _check_policy(self, policy: nn.Module) -> None:
@@ -180,8 +201,12 @@ class NaturalGradient(Preconditioned):
         def damped(vector: Tensor) -> Tensor:
             return free * product(vector) + damping * vector
 
-        solution = split(conjugate_gradients(damped, target, group["cg_iterations"]), parameters)
-        return [None if g is None else piece for g, piece in zip(gradients, solution, strict=True)]
+        solution = conjugate_gradients(damped, target, group["cg_iterations"])
+        target_kl = group.get("target_kl")  # not in the states of versions that had no limit
+        if target_kl is not None:
+            solution = limited(solution, target, max(float(g["lr"]) for g in self.param_groups), target_kl)
+        pieces = split(solution, parameters)
+        return [None if g is None else piece for g, piece in zip(gradients, pieces, strict=True)]
 
     def _fisher(self, observations: Tensor | None) -> Callable[[Tensor], Tensor]:
         """v → F v at the anchor."""

@@ -24,7 +24,7 @@ from .iteration import (
     predict_here,
     propose,
     select,
-    unpredicted_step,
+    unpredicted_steps,
 )
 from .options import OptExOptions
 from .selection import SELECTIONS
@@ -175,12 +175,12 @@ class Engine:
         evaluations = Evaluations([0], gradients, None)
         estimator, distances = self._insert(here, evaluations)
         cosines = self._cosines(here, evaluations)
-        steps = self.options.parallelism * self.options.stride if estimator.ready else 1
+        steps = self.options.parallelism * self.options.stride if estimator.ready else self.options.first_steps
         with self.base.committed_steps() as stepper:
             if estimator.ready:
                 follow(stepper, estimator, [0] * steps, distances[0])
             else:
-                unpredicted_step(stepper, gradients[0])
+                unpredicted_steps(stepper, gradients[0], steps)
         self._record(here, evaluations, steps, cosines)
 
     def _current_estimator(self) -> Predictor | None:

@@ -127,9 +127,10 @@ def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) 
     return Proposal(points, estimates, estimator.variances(torch.stack(distances)))
 
 
-def unpredicted_step(stepper: Stepper, gradient: Tensor) -> None:
-    """One base step with ``gradient [d]``, which also stands for the gradient nearby, as there is no prediction."""
-    stepper.step(gradient, lambda _: gradient)
+def unpredicted_steps(stepper: Stepper, gradient: Tensor, steps: int) -> None:
+    """Base steps with ``gradient [d]``, which also stands for the gradient nearby, as there is no prediction."""
+    for _ in range(steps):
+        stepper.step(gradient, lambda _: gradient)
 
 
 def follow(stepper: Stepper, estimator: Predictor, near: Sequence[int], distances: Tensor | None = None) -> None:
@@ -177,12 +178,12 @@ def select(
         proposal: what was evaluated; of its points only the chosen one is left.
         evaluations: the evaluations there.
         best: which of them the `Selection` chose; None to refine.
-        options: N and stride.
+        options: N, stride and the steps of an iteration without predictions.
         distances: of the iterate to the history, ``[B, T]``, if they are known.
     """
     if proposal.cold or not estimator.ready:
-        unpredicted_step(stepper, evaluations.gradients.mean(0))
-        return 1
+        unpredicted_steps(stepper, evaluations.gradients.mean(0), options.first_steps)
+        return options.first_steps
     if best is None:
         steps = options.parallelism * options.stride
         follow(stepper, estimator, ages_on_the_way(evaluations.rows, steps, options.stride), distances)

@@ -31,14 +31,15 @@ class OptEx(Optimizer):
     3. ``optimizer.tell(gradients)``: on to the next iterate.
 
     ``step(closure)`` does all three, one point after the other. At first nothing can be predicted: all N points are the
-    iterate, and the mean gradient makes one base step. Then ``"refine"`` looks ahead as if the gradient were constant;
-    the other selections, which step to the points that they propose, wait for a second distinct point.
+    iterate, and the mean gradient makes ``first_steps`` base steps. Then ``"refine"`` looks ahead as if the gradient
+    were constant; the other selections, which step to the points that they propose, wait for a second distinct point.
 
     With ``parallelism=1`` OptEx *is* its base, bit for bit. Learning-rate schedulers, ``add_param_group``, state
     dictionaries, hooks, pickling and deepcopy work as for any `torch.optim` optimizer; the parameter groups and the
     per-parameter state are those of the base. Step hooks of the base itself see every base step.
 
-    Not in the paper: the selection ``"refine"``, ``stride``, length scale and noise by evidence, and clipping.
+    Not in the paper: the selection ``"refine"``, ``stride``, ``first_steps``, length scale and noise by evidence, and
+    clipping.
 
     Args:
         params: parameters, or their groups.
@@ -55,6 +56,8 @@ class OptEx(Optimizer):
             norm; ``"refine"`` (ours): with the N new pairs in the history, N·stride base steps from the old iterate
             with the new posterior means, which use all N gradients and average their noise.
         stride: base steps from one point to the next.
+        first_steps: base steps of an iteration in which nothing can be predicted, all with the mean gradient. N suits
+            bases whose steps are short beside what the objective allows, such as the natural gradient.
         blocks: ``"joint"``: one posterior for all parameters; ``"groups"``: one for each parameter group.
         predictor: ``"posterior"``, or as baselines ``"mean"`` or ``"last"`` of the known gradients.
         without_closure: what ``step()`` does without a closure. ``"extrapolate"``: the gradient in ``.grad`` enters the
@@ -89,6 +92,7 @@ class OptEx(Optimizer):
         noise: float | str = OptExOptions.noise,
         selection: str = OptExOptions.selection,
         stride: int = OptExOptions.stride,
+        first_steps: int = OptExOptions.first_steps,
         blocks: str = OptExOptions.blocks,
         predictor: str = OptExOptions.predictor,
         without_closure: str = OptExOptions.without_closure,
@@ -104,6 +108,7 @@ class OptEx(Optimizer):
             noise=noise,
             selection=selection,
             stride=stride,
+            first_steps=first_steps,
             blocks=blocks,
             predictor=predictor,
             without_closure=without_closure,

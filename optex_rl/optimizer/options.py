@@ -32,6 +32,7 @@ class OptExOptions:
     noise: float | str = NOISE
     selection: str = "refine"
     stride: int = 1
+    first_steps: int = 1
     blocks: str = "joint"
     predictor: str = "posterior"
     without_closure: str = "extrapolate"
@@ -41,6 +42,7 @@ class OptExOptions:
         check_at_least("parallelism", self.parallelism, 1)
         check_at_least("history_size", self.history_size, 2)
         check_at_least("stride", self.stride, 1)
+        check_at_least("first_steps", self.first_steps, 1)
         check_choice("selection", self.selection, SELECTIONS)
         check_choice("blocks", self.blocks, BLOCKS)
         check_choice("predictor", self.predictor, PREDICTORS)

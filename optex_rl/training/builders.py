@@ -10,8 +10,8 @@ from gymnasium import Space
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from ..agents import Agent, Batch, CnnPolicy, MlpPolicy, ObservationLayout, StackedPolicy
-from ..bases import Objective
+from ..agents import Agent, Batch, CnnPolicy, MlpPolicy, ObservationLayout, StackedPolicy, agent_options
+from ..bases import Objective, fused_kwargs
 from ..common.errors import ConfigError
 from ..envs import SlowVectorEnv, make_vec
 from .config import TrainConfig
@@ -108,6 +108,14 @@ def build_policy(config: TrainConfig, critic: bool, observations: Space[Any], ac
             "set share_features_extractor to false"
         )
     return policy
+
+
+def base_kwargs(config: TrainConfig) -> dict[str, Any]:
+    """Further arguments of the base optimizer: a fused implementation, and a limit that is not the agent's own."""
+    kwargs = fused_kwargs(config.optimizer)
+    if config.optimizer == "natural" and "target_kl" not in agent_options(config.algo):
+        kwargs["target_kl"] = config.target_kl
+    return kwargs
 
 
 def build_objective(agent: Agent, policy: StackedPolicy) -> Objective:

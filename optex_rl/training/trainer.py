@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from ..agents import Agent, AgentLosses, Batch, StackedPolicy, observation_size
 from ..agents.networks.batching import warn_of_passes
-from ..bases import RefreshedBase, fused_kwargs, make_base
+from ..bases import RefreshedBase, make_base
 from ..bases.flat import FlatBase
 from ..common.errors import ConfigError, Interrupted, NotPositiveDefiniteError, NumericalError, NumericalWarning
 from ..optimizer import OptEx
 from .builders import (
     EvaluatorFactory,
+    base_kwargs,
     build_objective,
     build_policy,
     fuse,
@@ -77,7 +78,7 @@ class Trainer:
         check_sizes(config, observation_size(spaces[0]), sum(p.numel() for p in policy.parameters()))
         self.policy = policy.to(config.device)
         groups, critic = split_critic(policy) if config.n_critic_updates else (parameter_groups(policy), [])
-        base = make_base(config.optimizer, groups, config.learning_rate, fused_kwargs(config.optimizer))
+        base = make_base(config.optimizer, groups, config.learning_rate, base_kwargs(config))
         self.optimizer = OptEx.wrap(base, **asdict(config.optex_options()))
         self.stacked = stacked = StackedPolicy(policy, shared=critic)
         stacked.examine(example_observations(spaces[0]), agent.needs_critic and stacked.has_critic)
