@@ -169,7 +169,7 @@ def draw(tasks: Mapping[str, Mapping[str, Cell]], output: Path) -> None:
             for panel, xlabel in zip(panels[2 * number + line], AXES.values(), strict=True):
                 panel.set(title=env, xlabel=xlabel, ylabel=ylabel)
                 panel.grid(alpha=0.3)
-    panels[0][0].legend(fontsize="small")
+    panels[0][0].legend(fontsize="small", loc="upper left")
     save_figure(figure, output)
 
 
