@@ -12,9 +12,9 @@ steps in sequence, and all see as much of the environment in each iteration:
 
 Exploration follows the schedule of rl_zoo3's whole run, also where --steps ends it before. Rates are searched for each
 method by itself: three a factor of 3 apart, rl_zoo3's in the middle, then further ones at the end where the best is, by
-the mean over tuning seeds of the cumulative average reward at the end; with --one-rate all have rl_zoo3's, as in the
-paper, where methods differ in nothing else. Each run is kept as a file of the folder, so that the same command goes on
-where it was interrupted.
+the mean over tuning seeds of the cumulative average reward at the end; with --one-rate all have rl_zoo3's, and
+methods differ in nothing else. Each run is kept as a file of the folder, so that the same command goes on where it was
+interrupted.
 
 In the table each seed is held against vanilla's same one; seconds are those of the processor, all on one thread.
 """

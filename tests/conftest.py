@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
+import torch
 
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Import torch here, for the process that only hands out the tests to others needs none of it."""
-    import torch
-
-    torch.set_num_threads(1)
+torch.set_num_threads(1)

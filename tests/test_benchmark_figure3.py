@@ -150,9 +150,9 @@ def test_an_interrupted_benchmark_goes_on(
     assert sum(" … " in line for line in lines) == 2
     assert plot.exists()
     assert run("--seeds", "2", "--one-rate") == 0
-    assert len(list(folder.iterdir())) <= len(after) + 4  # both methods at rl_zoo3's rate, and no search
-    out = capsys.readouterr().out
-    assert "| CartPole-v1 | OptEx, refine | 0.00025 | " in out
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| CartPole-v1 |")]
+    assert len(rows) == 2  # the table, and no search before it
+    assert all("| 0.00025 |" in row for row in rows)
     assert run("--seeds", "2", "--parallelism", "2") == 1
     assert "is of a run with other options" in capsys.readouterr().err
     assert torch.get_num_threads() == 1

@@ -18,7 +18,7 @@ from optex_rl import ConfigError, TrainConfig
 from optex_rl.cli import commands, main
 from optex_rl.compare.rl_zoo3 import Sb3Config
 from optex_rl.compare.sweep import Sweep
-from optex_rl.training.trainer import check_sizes
+from optex_rl.training.builders import check_sizes
 
 from .helpers import registered
 

@@ -137,7 +137,7 @@ def test_cold_iterations_step_with_the_mean_gradient() -> None:
 
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_first_steps_are_steps_of_the_base_with_the_mean_gradient(selection: str) -> None:
-    """And of iterations without a prediction only: with one point there is nothing to do but the base's own step."""
+    """And from the first prediction on, which comes with the second or the third iteration, they are made no more."""
     mean, theta, plain = torch.tensor([2.0, -1.0]), Parameter(torch.zeros(2)), Parameter(torch.zeros(2))
     optimizer = OptEx([theta], lr=0.1, base="adam", parallelism=2, selection=selection, first_steps=3)
     base = torch.optim.Adam([plain], lr=0.1)
@@ -148,9 +148,10 @@ def test_first_steps_are_steps_of_the_base_with_the_mean_gradient(selection: str
         base.step()
     assert torch.equal(theta, plain)
     assert optimizer.statistics["steps"] == 3.0
-    while optimizer.statistics["steps"] == 3.0:
+    for _ in range(2):
         optimizer.tell(optimizer.ask() + mean, torch.zeros(2))
-    assert "cosine" in optimizer.statistics  # a prediction was made, and from then on `first_steps` says nothing
+    assert "cosine" in optimizer.statistics
+    assert optimizer.statistics["steps"] in (1.0, 2.0)
 
 
 def test_first_steps_without_closure_and_with_one_point() -> None:

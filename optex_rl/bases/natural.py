@@ -151,9 +151,8 @@ class NaturalGradient(Preconditioned):
         if target_kl is not None and not target_kl > 0:
             raise ValueError(f"target_kl must be positive or None, got {target_kl}")
         # The observations are kept in the first group: part of the state, but of no parameter.
-        defaults = {"lr": lr, "damping": damping, "cg_iterations": cg_iterations, "observations": None}
-        defaults["target_kl"] = target_kl
-        super().__init__(params, defaults)
+        options = {"lr": lr, "damping": damping, "cg_iterations": cg_iterations, "target_kl": target_kl}
+        super().__init__(params, {**options, "observations": None})
 
     def _check_policy(self, policy: nn.Module) -> None:
         name = type(StackedPolicy(policy).distribution).__name__

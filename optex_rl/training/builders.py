@@ -1,9 +1,9 @@
-"""The parts of a trainer, built from its options: network, normalisation, parameter groups."""
+"""The parts of a trainer, built from its options: network, normalisation, parameter groups; and their sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from gymnasium import Space
@@ -20,6 +20,8 @@ from .rollouts.evaluator import Evaluator, FusedEvaluator
 from .rollouts.normalization import Normalizer
 from .rollouts.seeding import spawn_seeds
 from .tasks import find_wrappers, make_own_policy
+
+MOST_NUMBERS: Final = 2 * 10**9  # of an array: 8 GB in single precision
 
 EvaluatorFactory: TypeAlias = Callable[[TrainConfig, Agent, StackedPolicy], Evaluator]
 
@@ -168,3 +170,24 @@ def split_critic(policy: nn.Module) -> tuple[list[dict[str, Any]], list[nn.Param
         name = type(policy).__name__
         raise ConfigError(f"n_critic_updates needs a part 'critic' in {name}.parameter_groups(): name it, or use 0")
     return [group for group in groups if group["name"] != "critic"], critic
+
+
+def check_sizes(config: TrainConfig, features: int, d: int) -> None:
+    """Refuse options with which an iteration would not fit into memory.
+
+    Args:
+        config: the options.
+        features: of an observation.
+        d: number of parameters.
+
+    Raises:
+        ConfigError: naming the first array that would be too large.
+    """
+    options = config.optex_options()
+    sizes = {"samples × features of an observation": config.samples * features}
+    if options.parallelism > 1:
+        sizes["history_size × parameters"] = options.history_size * d
+        sizes["parallelism × stride × parameters"] = options.parallelism * options.stride * d
+    for words, size in sizes.items():
+        if size > MOST_NUMBERS:
+            raise ConfigError(f"{words} must be at most {MOST_NUMBERS} numbers, got {size}")

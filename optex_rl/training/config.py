@@ -92,9 +92,7 @@ class TrainConfig:
     )
     selection: str = option(OPTEX.selection, "how the next iterate is made", tuple(SELECTIONS))
     stride: int = option(OPTEX.stride, "base steps from one point to the next", low=1, high=1000)
-    first_steps: int = option(
-        OPTEX.first_steps, "base steps of the first iteration, where nothing can be predicted", low=1, high=1000
-    )
+    first_steps: int = option(OPTEX.first_steps, "base steps while nothing can be predicted", low=1, high=1000)
     predictor: str = option(OPTEX.predictor, "what stands in for gradients not yet evaluated", tuple(PREDICTORS))
     blocks: str = option(OPTEX.blocks, "one estimate for all parameters, or one for each group", BLOCKS)
 
@@ -108,8 +106,7 @@ class TrainConfig:
     batch_size: int = option(64, "samples of a minibatch (ppo, and the critic's updates)", low=1, high=10**9)
     target_kl: float | None = option(
         None,
-        "limit on the divergence: epochs end beyond 1.5 times it (ppo; none: no limit); of a step (trpo; none: .01; "
-        "natural gradient; none: no limit)",
+        "limit on the divergence: epochs end beyond 1.5 times it (ppo); of a step (trpo, none: .01; the base natural)",
         high=LARGEST,
         other="none",
     )

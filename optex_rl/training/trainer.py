@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from .builders import (
     base_kwargs,
     build_objective,
     build_policy,
+    check_sizes,
     fuse,
     make_envs,
     parameter_groups,
@@ -37,8 +38,6 @@ from .rollouts.evaluation import evaluate_policy, example_observations
 from .rollouts.evaluator import Evaluation, ReportsMetrics
 from .rollouts.seeding import spawn_seeds
 from .updates import CriticUpdates
-
-MOST_NUMBERS: Final = 2 * 10**9  # of an array: 8 GB in single precision
 
 
 class Trainer:
@@ -278,24 +277,3 @@ class Trainer:
         self.evaluator.close()
         if self._evaluation_envs is not None:
             self._evaluation_envs.close()
-
-
-def check_sizes(config: TrainConfig, features: int, d: int) -> None:
-    """Refuse options with which an iteration would not fit into memory.
-
-    Args:
-        config: the options.
-        features: of an observation.
-        d: number of parameters.
-
-    Raises:
-        ConfigError: naming the first array that would be too large.
-    """
-    options = config.optex_options()
-    sizes = {"samples × features of an observation": config.samples * features}
-    if options.parallelism > 1:
-        sizes["history_size × parameters"] = options.history_size * d
-        sizes["parallelism × stride × parameters"] = options.parallelism * options.stride * d
-    for words, size in sizes.items():
-        if size > MOST_NUMBERS:
-            raise ConfigError(f"{words} must be at most {MOST_NUMBERS} numbers, got {size}")
