@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from optex_rl.cli import main
+from optex_rl.compare import plots
 from optex_rl.compare.report import write_events
 from optex_rl.compare.results import Entry
 from optex_rl.compare.statistics import Curve, area, cumulative_average
@@ -123,3 +125,20 @@ def test_a_comparison_has_the_mean_over_seeds_and_its_band(tmp_path: Path) -> No
         assert all(a <= b <= c for a, b, c in zip(low, middle, high, strict=True))
         assert low[-1] < middle[-1] < high[-1]
     assert list(page.scalars("CartPole-v1/vanilla")) == ["comparison/cumulative_average_return", "comparison/return"]
+
+
+def test_its_plot_has_both_figures_against_every_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, output: drawn.append(figure))
+    curves = [curve(0.0, 10.0 * seed, 20.0 * seed) for seed in range(5)]
+    own, other = (Entry("CartPole-v1", name, "lr 1", True, curves, 0.0, 475.0) for name in ("optex", "sb3-ppo"))
+    plots.draw_task([own, other], tmp_path / "plot.png")
+    panels = [(panel, panel.get_lines()[:-1]) for panel in drawn[0].axes]  # the last line of each is the threshold
+    assert [[line.get_label() for line in lines] for _, lines in panels] == [
+        ["optex, lr 1", *(["sb3-ppo, lr 1"] if number % 3 else [])] for number in range(6)
+    ]
+    assert [panels[row][0].get_ylabel() for row in (0, 3)] == ["cumulative average return", "return"]
+    (average,), (last,) = (panels[row][1] for row in (0, 3))
+    assert average.get_xdata().tolist() == last.get_xdata().tolist() == [0, 10, 20]
+    assert average.get_ydata().tolist() == [0.0, 10.0, 20.0]  # seed 2 is the middle one: 0, 20, 40
+    assert last.get_ydata().tolist() == [0.0, 20.0, 40.0]

@@ -18,7 +18,7 @@ from ..runner.events import Events
 from .jobs import Run
 from .plots import draw_profiles, draw_task
 from .results import Entry, Trial, chosen_by_method, gather, gather_trials, normalized_scores, read_runs
-from .statistics import cumulative_average, interquartile_mean, stack_returns, stratified_interval
+from .statistics import bands, figures_of, interquartile_mean, stratified_interval
 
 CAPTION: Final = """\
 A run is evaluated without noise (the most likely action at every step); evaluations and set-up are not timed.
@@ -145,11 +145,9 @@ def write_events(folder: Path, entries: Sequence[Entry]) -> None:
             continue
         events = Events(folder / entry.env / entry.method.replace(":", "_"))
         seconds = np.mean([curve.wall_time for curve in entry.curves], axis=0)
-        averages = np.array([cumulative_average(curve) for curve in entry.curves])
-        for name, values in (("cumulative_average_return", averages), ("return", stack_returns(entry.curves))):
+        for name, values in figures_of(entry.curves).items():
             tags = [f"comparison/{name}", f"interval/{name}_low", f"interval/{name}_high"]
-            bands = [interquartile_mean(values), *stratified_interval([values], np.random.default_rng(0))]
-            for tag, band in zip(tags, bands, strict=True):
+            for tag, band in zip(tags, bands(values), strict=True):
                 for step, value, when in zip(entry.curves[0].iterations, band, seconds, strict=True):
                     if math.isfinite(value):  # one seed has no interval
                         events.scalar(tag, float(value), step, float(when))

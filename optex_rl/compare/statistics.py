@@ -117,6 +117,17 @@ def cumulative_average(curve: Curve) -> Array:
     return np.concatenate([curve.returns[:1], areas[1:] / np.asarray(curve.iterations[1:])])
 
 
+def figures_of(curves: Sequence[Curve]) -> dict[str, Array]:
+    """What is drawn of ``curves``, each ``[S, K]``: the `cumulative_average` of the return, and the return."""
+    averages = np.array([cumulative_average(curve) for curve in curves])
+    return {"cumulative_average_return": averages, "return": stack_returns(curves)}
+
+
+def bands(values: Array) -> Array:
+    """Interquartile mean of ``values [S, K]`` over seeds, and its 95 % interval: ``[3, K]``, the same at every call."""
+    return np.stack([interquartile_mean(values), *stratified_interval([values], np.random.default_rng(0))])
+
+
 def tuning_score(curves: Sequence[Curve], threshold: float) -> tuple[float, float]:
     """The score by which settings are ordered, the least first: iterations to the ``threshold``, over all ``curves``.
 
