@@ -52,7 +52,7 @@ class Page:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     folder = tmp_path_factory.mktemp("runs")
     for method in ("optex", "vanilla"):
-        flags = ["--method", method, "--logdir", str(folder), "--run-name", method]
+        flags = ["--method", method, "--horizon", "auto", "--logdir", str(folder), "--run-name", method]
         assert main(["train", *SMALL, *OWN, *flags]) == 0
     return Page(folder)
 

@@ -91,7 +91,7 @@ def test_ages_on_the_way(rows: list[int], stride: int) -> None:
     for step in range(4 * stride):
         passed = [row for row in rows if row * stride <= step]
         expected.append(rows[::-1].index(max(passed, default=rows[0])))
-    assert ages_on_the_way(rows, 4 * stride, stride) == expected
+    assert ages_on_the_way([row * stride for row in rows], 4 * stride) == expected
 
 
 def test_refine_with_the_others_only() -> None:

@@ -15,6 +15,7 @@ from ..common.errors import ConfigError
 from .estimator.gp import Predictor
 from .estimator.predictors import PREDICTORS
 from .evaluations import Evaluations, as_losses, check_evaluations, check_finite
+from .horizon import AdaptiveHorizon, make_horizon
 from .iteration import (
     Proposal,
     follow,
@@ -50,12 +51,13 @@ class Engine:
         """Drop the history, the iteration under way and the statistics."""
         self.estimator: Predictor | None = None
         self.proposal: Proposal | None = None
+        self.horizon = make_horizon(self.options)
         self.statistics: dict[str, float] = {}
 
     def ask(self) -> Tensor:
         """The points ``[N, d]`` of the iteration under way, or of a new one if the parameters have moved."""
         if self.proposal is None or self.proposal.modified or not self.base.is_at(self.proposal.points[0]):
-            self.proposal = propose(self.base, self._current_estimator(), self.options)
+            self.proposal = propose(self.base, self._current_estimator(), self.options, self.horizon)
         return self.proposal.show()
 
     def tell(
@@ -86,11 +88,15 @@ class Engine:
         maximize = bool(self.base.groups[0].get("maximize", False))
         choose = SELECTIONS[self.options.selection].choose
         best = None if choose is None else choose(evaluations.gradients, evaluations.losses, maximize)
+        horizon = self.horizon
+        if not proposal.cold:
+            horizon = horizon.after(proposal.points, evaluations.gradients, evaluations.rows, maximize)
         proposal.keep_only(None if best is None else evaluations.rows[best])  # before the steps, which need room
         steps = 0
         if move:
             with self.base.committed_steps() as stepper:
-                steps = select(stepper, estimator, proposal, evaluations, best, self.options, iterate)
+                steps = select(stepper, estimator, proposal, evaluations, best, self.options, self.horizon, iterate)
+        self.horizon = horizon
         self._record(proposal, evaluations, steps, cosines)
 
     def _proposal_for(self, move: bool) -> Proposal:
@@ -143,7 +149,7 @@ class Engine:
         self.base.with_gradient = with_gradient
         proposal = self.proposal
         if proposal is None or not self.base.is_at(proposal.points[len(proposal.gradients)]):
-            self.proposal = proposal = propose(self.base, self._current_estimator(), self.options)
+            self.proposal = proposal = propose(self.base, self._current_estimator(), self.options, self.horizon)
         proposal.gradients.append(gradient)
         if len(proposal.gradients) < self.options.parallelism:
             self.base.move_to(proposal.points[len(proposal.gradients)])
@@ -166,6 +172,11 @@ class Engine:
 
     def extrapolate(self) -> None:
         """Insert one true gradient into the history, then take N·stride base steps with posterior means."""
+        if self.options.horizon == "auto":
+            raise ConfigError(
+                "horizon 'auto' needs the gradients of N points: give step() a closure, or use ask() and tell(), or "
+                "without_closure 'emulate'"
+            )
         gradient, with_gradient = self.base.read_gradient()
         gradients, points = gradient[None], self.base.point()[None]
         check_finite(gradients)
@@ -175,7 +186,7 @@ class Engine:
         evaluations = Evaluations([0], gradients, None)
         estimator, distances = self._insert(here, evaluations)
         cosines = self._cosines(here, evaluations)
-        steps = self.options.parallelism * self.options.stride if estimator.ready else self.options.first_steps
+        steps = self.horizon.steps if estimator.ready else self.options.first_steps
         with self.base.committed_steps() as stepper:
             if estimator.ready:
                 follow(stepper, estimator, [0] * steps, distances[0])
@@ -228,6 +239,8 @@ class Engine:
     def _record(self, proposal: Proposal, evaluations: Evaluations, steps: int, cosines: list[float]) -> None:
         assert self.estimator is not None
         self.statistics = {"steps": float(steps), "history": float(len(self.estimator))}
+        if isinstance(self.horizon, AdaptiveHorizon):
+            self.statistics["horizon"] = self.horizon.length
         if not proposal.cold:
             variances = proposal.variances[evaluations.rows]
             self.statistics |= iteration_statistics(cosines, variances, self.estimator, self.base.groups)
@@ -239,10 +252,12 @@ class Engine:
             "proposal": None if self.proposal is None else self.proposal.state_dict(),
             "with_gradient": self.base.with_gradient,
             "statistics": dict(self.statistics),
+            **({"horizon": self.horizon.state_dict()} if isinstance(self.horizon, AdaptiveHorizon) else {}),
         }
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
-        """Raise a RuntimeError if the history in ``state`` is for another number of parameters."""
+        """Raise a RuntimeError if the history in ``state`` is for other parameters, or the horizon is no number."""
+        make_horizon(self.options, state.get("horizon"))
         history, d = state["history"], sum(p.numel() for p in self.base.parameters)
         if history is not None and history["newest"].numel() != d:
             raise RuntimeError(f"the history is for {history['newest'].numel()} parameters, this optimizer has {d}")
@@ -261,5 +276,6 @@ class Engine:
         if state["proposal"] is not None:
             proposal = Proposal.from_state_dict(state["proposal"], self.base.point())
             self.proposal = proposal if proposal.fits(self.options) else None
+        self.horizon = make_horizon(self.options, state.get("horizon"))
         self.base.with_gradient = state["with_gradient"]
         self.statistics = dict(state["statistics"])

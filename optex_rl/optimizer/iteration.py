@@ -18,6 +18,7 @@ from ..bases.flat import FlatBase, Stepper
 from ..common.torch_private import changes
 from .estimator.gp import Predictor
 from .evaluations import Evaluations
+from .horizon import Horizon
 from .options import OptExOptions
 from .selection import SELECTIONS
 
@@ -29,7 +30,8 @@ class Proposal:
     Attributes:
         points: ``[N, d]``; row 0 is the iterate.
         estimates: posterior means where a base step of the chain starts, ``[M, d]``, which leaves out its last point;
-            empty ``[0, d]`` where there was nothing to predict with and all points are the iterate.
+            with ``horizon`` "auto" those at the points, ``[N, d]``. Empty ``[0, d]`` where there was nothing to predict
+            with and all points are the iterate.
         variances: posterior variances at the points, ``[N, B]``; empty where there was nothing to predict with.
         gradients: the true gradients known so far, each ``[d]``, in the order of the points.
         shown: torch's count of changes in place to ``points`` when `show` returned them, or None.
@@ -57,8 +59,9 @@ class Proposal:
         return self.variances.shape[0] == 0
 
     def fits(self, options: OptExOptions) -> bool:
-        """Whether it has the number of points and of base steps that the options ask for."""
-        N, M = options.parallelism, (options.parallelism - 1) * options.stride
+        """Whether it has the number of points and of estimates that the options ask for."""
+        N = options.parallelism
+        M = N if options.horizon == "auto" else (N - 1) * options.stride
         return len(self.points) == N and (self.cold or len(self.estimates) == M)
 
     def keep_only(self, chosen: int | None) -> None:
@@ -96,12 +99,31 @@ def predict_here(points: Tensor, estimator: Predictor | None) -> Proposal:
     return Proposal(points, means, estimator.variances(distances))
 
 
+def propose_between(base: FlatBase, estimator: Predictor, places: Sequence[float]) -> Proposal:
+    """Points at any ``places`` of the chain, in base steps from the iterate, ascending from 0; see `propose`.
+
+    Between the ends of two base steps a point lies on the straight line.
+    """
+    with base.trial_steps() as stepper:
+        ahead = stepper.point().clone()
+        points = ahead.new_empty(len(places), len(ahead), dtype=base.parameters[0].dtype)
+        before, done = ahead, 0
+        for row, place in enumerate(places):
+            while done < place:
+                before, done = ahead, done + 1
+                stepper.step(estimator.mean(before, estimator.distances_to(before)), estimator.mean)
+                ahead = stepper.point().clone()
+            points[row] = torch.lerp(before, ahead, place - (done - 1)) if done else ahead
+    return predict_here(points, estimator)
+
+
 @torch.no_grad()
-def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) -> Proposal:
+def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions, horizon: Horizon) -> Proposal:
     """The points of the next evaluation: base steps with posterior means, undone afterwards.
 
     θ₀ is the iterate; θᵢ is ``stride`` base steps from θᵢ₋₁, each with the posterior mean where it starts, the state of
-    the base carried along (Algorithm 1, lines 3–5, where ``stride`` is 1). ``base`` is left as it was.
+    the base carried along (Algorithm 1, lines 3–5, where ``stride`` is 1). With ``horizon`` "auto" the points are at
+    its places. ``base`` is left as it was.
     """
     N, stride = options.parallelism, options.stride
     # OptEx never steps to a region it has not evaluated if it takes its steps again afterwards. Then one gradient is
@@ -109,6 +131,8 @@ def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) 
     looks_first = SELECTIONS[options.selection].choose is None
     if N == 1 or estimator is None or not (estimator.ready or (looks_first and len(estimator) > 0)):
         return predict_here(base.point().repeat(N, 1), None)
+    if options.horizon == "auto":
+        return propose_between(base, estimator, horizon.places)
     distances = []
     last = (N - 1) * stride
     # Filled row by row, because a list would have to be copied; allocated before the steps, so that the memory which
@@ -127,14 +151,15 @@ def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions) 
     return Proposal(points, estimates, estimator.variances(torch.stack(distances)))
 
 
-def unpredicted_steps(stepper: Stepper, gradient: Tensor, steps: int) -> None:
-    """Base steps with ``gradient [d]``, which also stands for the gradient nearby, as there is no prediction."""
+def unpredicted_steps(stepper: Stepper, gradient: Tensor, steps: int) -> int:
+    """Base steps with ``gradient [d]``, which also stands for the gradient nearby; returns how many."""
     for _ in range(steps):
         stepper.step(gradient, lambda _: gradient)
+    return steps
 
 
-def follow(stepper: Stepper, estimator: Predictor, near: Sequence[int], distances: Tensor | None = None) -> None:
-    """Base steps, each with the posterior mean at the point where it starts.
+def follow(stepper: Stepper, estimator: Predictor, near: Sequence[int], distances: Tensor | None = None) -> int:
+    """Base steps, each with the posterior mean at the point where it starts; returns how many.
 
     Args:
         stepper: the base where the first step starts.
@@ -147,17 +172,17 @@ def follow(stepper: Stepper, estimator: Predictor, near: Sequence[int], distance
         here = stepper.point()
         known = distances if step == 0 and distances is not None else estimator.distances_to(here, age)
         stepper.step(estimator.mean(here, known, out=mean), estimator.mean)
+    return len(near)
 
 
-def ages_on_the_way(rows: Sequence[int], steps: int, stride: int) -> list[int]:
+def ages_on_the_way(places: Sequence[float], steps: int) -> list[int]:
     """For each base step from the iterate on, the age of the point evaluated last before it, see `follow`.
 
     Args:
-        rows: which points of the chain are the newest in the history, ascending.
+        places: of the points that are the newest in the history, in base steps from the iterate, ascending.
         steps: how many base steps.
-        stride: base steps from one point of the chain to the next.
     """
-    return [len(rows) - max(1, bisect_right(rows, step // stride)) for step in range(steps)]
+    return [len(places) - max(1, bisect_right(places, step)) for step in range(steps)]
 
 
 @torch.no_grad()
@@ -168,6 +193,7 @@ def select(
     evaluations: Evaluations,
     best: int | None,
     options: OptExOptions,
+    horizon: Horizon,
     distances: Tensor | None = None,
 ) -> int:
     """Move ``stepper`` from the iterate to the next one; returns how many base steps lie between them.
@@ -178,16 +204,17 @@ def select(
         proposal: what was evaluated; of its points only the chosen one is left.
         evaluations: the evaluations there.
         best: which of them the `Selection` chose; None to refine.
-        options: N, stride and the steps of an iteration without predictions.
+        options: stride, and the steps of an iteration without predictions.
+        horizon: how many base steps refine, and where the points lay.
         distances: of the iterate to the history, ``[B, T]``, if they are known.
     """
     if proposal.cold or not estimator.ready:
-        unpredicted_steps(stepper, evaluations.gradients.mean(0), options.first_steps)
-        return options.first_steps
+        return unpredicted_steps(stepper, evaluations.gradients.mean(0), options.first_steps)
+    if best is None and horizon.steps == 1:  # all points are near the iterate: their mean has the least noise
+        return unpredicted_steps(stepper, evaluations.gradients.mean(0), 1)
     if best is None:
-        steps = options.parallelism * options.stride
-        follow(stepper, estimator, ages_on_the_way(evaluations.rows, steps, options.stride), distances)
-        return steps
+        places = [horizon.places[row] for row in evaluations.rows]
+        return follow(stepper, estimator, ages_on_the_way(places, horizon.steps), distances)
     chosen = evaluations.rows[best]
     # The same base steps again bring the state that belongs to the chosen point; no copy of it was kept.
     for estimate in proposal.estimates[: chosen * options.stride]:

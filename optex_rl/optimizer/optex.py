@@ -38,8 +38,7 @@ class OptEx(Optimizer):
     dictionaries, hooks, pickling and deepcopy work as for any `torch.optim` optimizer; the parameter groups and the
     per-parameter state are those of the base. Step hooks of the base itself see every base step.
 
-    Not in the paper: the selection ``"refine"``, ``stride``, ``first_steps``, length scale and noise by evidence, and
-    clipping.
+    Not in the paper: ``"refine"``, ``stride``, ``first_steps``, ``horizon``, clipping, and hyperparameters by evidence.
 
     Args:
         params: parameters, or their groups.
@@ -56,8 +55,8 @@ class OptEx(Optimizer):
             norm; ``"refine"`` (ours): with the N new pairs in the history, N·stride base steps from the old iterate
             with the new posterior means, which use all N gradients and average their noise.
         stride: base steps from one point to the next.
-        first_steps: base steps of an iteration in which nothing can be predicted, all with the mean gradient. N suits
-            bases whose steps are short beside what the objective allows, such as the natural gradient.
+        first_steps: base steps with the mean gradient while nothing can be predicted; N suits the natural gradient.
+        horizon: base steps of ``"refine"``. ``"fixed"``: N·stride; ``"auto"``: 1 to N, by the slopes at the points.
         blocks: ``"joint"``: one posterior for all parameters; ``"groups"``: one for each parameter group.
         predictor: ``"posterior"``, or as baselines ``"mean"`` or ``"last"`` of the known gradients.
         without_closure: what ``step()`` does without a closure. ``"extrapolate"``: the gradient in ``.grad`` enters the
@@ -93,6 +92,7 @@ class OptEx(Optimizer):
         selection: str = OptExOptions.selection,
         stride: int = OptExOptions.stride,
         first_steps: int = OptExOptions.first_steps,
+        horizon: str = OptExOptions.horizon,
         blocks: str = OptExOptions.blocks,
         predictor: str = OptExOptions.predictor,
         without_closure: str = OptExOptions.without_closure,
@@ -109,6 +109,7 @@ class OptEx(Optimizer):
             selection=selection,
             stride=stride,
             first_steps=first_steps,
+            horizon=horizon,
             blocks=blocks,
             predictor=predictor,
             without_closure=without_closure,
@@ -144,9 +145,8 @@ class OptEx(Optimizer):
         super().__setstate__({})
 
     def __repr__(self) -> str:
-        name = f"{type(self).__name__} ("
-        described = f"{name}base: {type(self.base).__name__}, parallelism: {self.options.parallelism}"
-        return described + super().__repr__().removeprefix(name)
+        start, base = f"{type(self).__name__} (", type(self.base).__name__
+        return super().__repr__().replace(start, f"{start}base: {base}, parallelism: {self.options.parallelism}", 1)
 
     @property
     def base(self) -> Optimizer:
@@ -179,11 +179,12 @@ class OptEx(Optimizer):
     def statistics(self) -> dict[str, float]:
         """Figures of the last iteration, for a log; empty before the first, and with ``parallelism=1``.
 
-        ``steps``: base steps from the old iterate to the new one; ``history``: pairs known. Where there was a
-        prediction also ``cosine``: mean cosine between prediction and true gradient at the points but the last, where
-        no step starts; ``lengthscale``, unless infinite; ``noise`` and ``variance`` (mean posterior variance at the
-        points), in units of the kernel's amplitude. With several parameter groups ``cosine/NAME``, and with
-        ``blocks="groups"`` also ``lengthscale/NAME`` …, NAME being the group's ``"name"`` if it has one, or its number.
+        ``steps``: base steps from the old iterate to the new one; ``history``: pairs known; ``horizon``, where it
+        adapts: that of the next iteration. Where there was a prediction also ``cosine``: mean cosine between prediction
+        and true gradient at the points but the last, where no step starts; ``lengthscale``, unless infinite; ``noise``
+        and ``variance`` (mean posterior variance at the points), in units of the kernel's amplitude. With several
+        parameter groups ``cosine/NAME``, and with ``blocks="groups"`` also ``lengthscale/NAME`` …, NAME being the
+        group's ``"name"`` if it has one, or its number.
         """
         return dict(self._engine.statistics)
 

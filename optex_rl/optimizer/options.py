@@ -15,6 +15,7 @@ from .selection import SELECTIONS
 
 MODES: Final = ("extrapolate", "emulate")
 BLOCKS: Final = ("joint", "groups")
+HORIZONS: Final = ("fixed", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class OptExOptions:
     selection: str = "refine"
     stride: int = 1
     first_steps: int = 1
+    horizon: str = "fixed"
     blocks: str = "joint"
     predictor: str = "posterior"
     without_closure: str = "extrapolate"
@@ -44,6 +46,7 @@ class OptExOptions:
         check_at_least("stride", self.stride, 1)
         check_at_least("first_steps", self.first_steps, 1)
         check_choice("selection", self.selection, SELECTIONS)
+        check_choice("horizon", self.horizon, HORIZONS)
         check_choice("blocks", self.blocks, BLOCKS)
         check_choice("predictor", self.predictor, PREDICTORS)
         check_choice("without_closure", self.without_closure, MODES)
@@ -56,6 +59,11 @@ class OptExOptions:
             )
         if self.without_closure == "emulate" and SELECTIONS[self.selection].needs_losses:
             raise ConfigError(f"selection {self.selection!r} needs losses, which without_closure 'emulate' never sees")
+        if self.horizon == "auto" and (SELECTIONS[self.selection].choose is not None or self.stride > 1):
+            raise ConfigError(
+                "horizon 'auto' needs selection 'refine' and stride 1, for it decides the steps of an iteration and "
+                f"where the points lie, got {self.selection!r} and {self.stride}"
+            )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ConfigError(f"max_grad_norm must be positive or None, got {self.max_grad_norm}")
 

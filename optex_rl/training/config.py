@@ -17,7 +17,7 @@ from ..common.errors import ConfigError, RunFolderError
 from ..common.storage import read_regular, write_atomically
 from ..envs import EnvFactory, task_name
 from ..optimizer.estimator.predictors import PREDICTORS
-from ..optimizer.options import BLOCKS, OptExOptions
+from ..optimizer.options import BLOCKS, HORIZONS, OptExOptions
 from ..optimizer.selection import SELECTIONS
 from .checks import check_device, check_option, check_workers, option
 from .presets import check_tuned_rate, tuned_options
@@ -66,10 +66,7 @@ class TrainConfig:
     seed: int = option(0, "seed of everything random", high=LARGEST_SEED)
 
     parallelism: int = option(
-        OPTEX.parallelism,
-        "N: points (optex), steps (target) or batches (data-parallel) per iteration",
-        low=1,
-        high=1000,
+        OPTEX.parallelism, "N points (optex), steps (target) or batches (data-parallel) an iteration", low=1, high=1000
     )
     n_envs: int = option(8, "environments per point", low=1, high=10**6)
     n_steps: int = option(128, "steps per environment and evaluation", low=1, high=10**6)
@@ -93,6 +90,7 @@ class TrainConfig:
     selection: str = option(OPTEX.selection, "how the next iterate is made", tuple(SELECTIONS))
     stride: int = option(OPTEX.stride, "base steps from one point to the next", low=1, high=1000)
     first_steps: int = option(OPTEX.first_steps, "base steps while nothing can be predicted", low=1, high=1000)
+    horizon: str = option(OPTEX.horizon, "base steps of an iteration: N·stride, or what the slopes allow", HORIZONS)
     predictor: str = option(OPTEX.predictor, "what stands in for gradients not yet evaluated", tuple(PREDICTORS))
     blocks: str = option(OPTEX.blocks, "one estimate for all parameters, or one for each group", BLOCKS)
 
