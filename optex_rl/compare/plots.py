@@ -70,8 +70,8 @@ def draw_method(row: Sequence[Any], entry: Entry, values: Array, style: Mapping[
 
 
 def add_legend(figure: Any, panel: Any) -> None:
-    """One legend for all panels, beside them."""
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    """One legend for all panels, below them: names with their options are long."""
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
 
 
 def draw_profiles(methods: Mapping[str, Sequence[Entry]], output: Path) -> None:
