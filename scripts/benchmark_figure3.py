@@ -42,7 +42,7 @@ from optex_rl.common.storage import write_atomically
 from optex_rl.compare.jobs import FIRST_TUNING_SEED
 from optex_rl.compare.report import figure, spread
 from optex_rl.compare.rl_zoo3 import zoo_options
-from optex_rl.compare.statistics import interquartile_mean, stratified_interval
+from optex_rl.compare.statistics import bands, interquartile_mean, stratified_interval
 from optex_rl.runner.plots import new_figure, save_figure
 
 from .benchmark_bases import best_rate
@@ -160,11 +160,10 @@ def draw(tasks: Mapping[str, Mapping[str, Cell]], output: Path) -> None:
     for number, (env, cells) in enumerate(tasks.items()):
         for line, (name, ylabel) in enumerate(FIGURES.items()):
             for method, cell in cells.items():
-                values = cell.column(name)
-                low, high = stratified_interval([values], np.random.default_rng(0))
+                middle, low, high = bands(cell.column(name))
                 for panel, axis in zip(panels[2 * number + line], AXES, strict=True):
                     x = cell.column(axis).mean(0)
-                    (curve,) = panel.plot(x, interquartile_mean(values), label=METHODS[method], linewidth=1.2)
+                    (curve,) = panel.plot(x, middle, label=METHODS[method], linewidth=1.2)
                     panel.fill_between(x, low, high, color=curve.get_color(), alpha=0.15, linewidth=0)
             for panel, xlabel in zip(panels[2 * number + line], AXES.values(), strict=True):
                 panel.set(title=env, xlabel=xlabel, ylabel=ylabel)

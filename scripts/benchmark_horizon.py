@@ -21,7 +21,7 @@ import torch
 
 from optex_rl import OptEx
 from optex_rl.compare.report import spread
-from optex_rl.compare.statistics import interquartile_mean, stratified_interval
+from optex_rl.compare.statistics import bands
 
 from .benchmark_supervised import TASKS
 from .benchmark_synthetic import FUNCTIONS, Synthetic
@@ -86,9 +86,9 @@ def measure(method: Method, study: Study, rate: float, seed: int) -> Cell:
 def row(name: str, method: Method, rate: float, cells: Sequence[Cell]) -> str:
     """One line of the Markdown table."""
     columns = [name, f"{rate:.3g}", method.name]
-    for values in (np.array([cell.area for cell in cells]), np.array([cell.end for cell in cells])):
-        interval = stratified_interval([values], np.random.default_rng(0))
-        columns.append(spread(float(interquartile_mean(values)), interval, 4))
+    for values in ([cell.area for cell in cells], [cell.end for cell in cells]):
+        middle, low, high = bands(np.array(values)).tolist()
+        columns.append(spread(middle, (low, high), 4))
     return f"| {' | '.join(columns)} | {statistics.fmean(cell.steps for cell in cells):.1f} |"
 
 

@@ -17,6 +17,7 @@ Axes: ``N`` points, ``n`` of them usable, ``d`` parameters.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
@@ -54,10 +55,6 @@ class FixedHorizon:
     def after(self, points: Tensor, gradients: Tensor, rows: Sequence[int], maximize: bool) -> FixedHorizon:
         """The same."""
         return self
-
-    def state_dict(self) -> dict[str, float]:
-        """Nothing: the options say it all."""
-        return {}
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,5 @@ def descents(points: Tensor, gradients: Tensor) -> Tensor:
 
 def ends(places: Sequence[float], slopes: Sequence[float]) -> tuple[float, float]:
     """Values at 0 and 1 of the least-squares line through ``slopes [n]`` at ``places [n]``, two of them distinct."""
-    x, y = (torch.tensor(values, dtype=torch.float64) for values in (places, slopes))
-    gain = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
-    begin = float(y.mean()) - gain * float(x.mean())
+    gain, begin = statistics.linear_regression(places, slopes)
     return begin, begin + gain

@@ -25,7 +25,7 @@ DESCRIPTIONS: Final = {
     "train/explained_variance": "Share of the returns' variance that the critic explains; 1 is a perfect critic.",
     "train/dropped_points": "Points left out of this iteration because of NaN or infinite numbers.",
     "optex/steps": "Base steps from the old iterate to the new one.",
-    "optex/horizon": "Base steps of the next iteration as the slopes allow them; 1 or less: one step.",
+    "optex/horizon": "Base steps of the next iteration as the slopes allow them; below 1.5 it is one.",
     "optex/history": "Pairs of parameters and gradient in the history.",
     "optex/cosine": "Cosine of the actor's predicted and sampled gradients at the points; optex/ceiling bounds it.",
     "optex/cosine/all": "The same over all parameters, where the critic's gradient tends to be the largest.",
