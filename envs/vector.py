@@ -249,11 +249,10 @@ def _one_sentence_errors(task: Task) -> Iterator[None]:
             f"environment {task.name!r} needs packages that are not installed; run: pip install 'gymnasium[{extra}]'"
         ) from error
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise ConfigError(
-            f"environment {task.name!r} does not take one of the arguments: {str(error).rstrip('.')}."
-        ) from error
+        for part, words in (("unexpected keyword", "does not take one of the arguments"), ("required", "needs others")):
+            if f"{part} " in str(error) and "argument" in str(error):
+                raise ConfigError(f"environment {task.name!r} {words}: {str(error).rstrip('.')}.") from error
+        raise
 
 
 def _choose_backend(make: Callable[[], Env], num_envs: int, is_native: bool, render_mode: str | None) -> str:

@@ -166,6 +166,34 @@ def test_wrappers_in_every_spelling(own: ModuleType) -> None:
         train(TrainConfig(env_wrapper="own_code.Third", logdir=None))
 
 
+def test_wrappers_that_are_none(own: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrapper, words in (
+        ("own_code.Half.reward", r"module 'own_code\.Half'|own_code\.Half"),
+        ("gymnasium.wrappers.TransformReward", "with an environment and {}: missing a required argument: 'func'"),
+        (
+            {own.Half: {"by": 2}},
+            r"own_code:Half cannot be called with an environment and \{'by': 2\}: got an unexpected",
+        ),
+        ("builtins.str", r"env_wrapper builtins:str must make a gymnasium\.Env, and it made a str"),
+        ("optex_rl.__version__", "env_wrapper optex_rl:__version__ cannot be called with .* is not a callable object"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            train(TrainConfig(env_wrapper=wrapper, logdir=None, **SMALL))
+    assert main(["train", "--env-wrapper", "builtins.str", *FLAGS]) == 2
+    assert "must make a gymnasium.Env, and it made a str" in capsys.readouterr().err
+
+
+def test_a_function_that_needs_arguments(own: ModuleType) -> None:
+    def needy(size: int) -> gymnasium.Env[Any, Any]:
+        return own.Walk(size)  # type: ignore[no-any-return]
+
+    with pytest.raises(
+        ConfigError, match=r"environment 'needy' needs others: .* missing 1 required positional argument"
+    ):
+        train(TrainConfig(env=needy, logdir=None, **SMALL))
+    assert train(TrainConfig(env=needy, env_kwargs={"size": 3}, logdir=None, **SMALL)).iterations == 2
+
+
 def test_a_batch_of_ones_own_by_one_registration(own: ModuleType) -> None:
     env: Any = make_vec("Reach-v0", 5, step=0.5, max_episode_steps=7)
     assert (type(env), env.step_size, env.max_episode_steps) == (own.Reach, 0.5, 7)

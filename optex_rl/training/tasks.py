@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import gymnasium
@@ -111,17 +112,40 @@ def find_wrappers(wrappers: list[str | dict[str, Any]] | None) -> list[Wrapper]:
     """The wrappers that the names mean.
 
     Raises:
-        ConfigError: one of them cannot be found.
+        ConfigError: one of them cannot be found, or cannot be called with an environment and its arguments.
     """
-    return [_bound(find_named(name, "env_wrapper"), kwargs) for name, kwargs in wrapper_names(wrappers)]
+    return [_bound(name, kwargs) for name, kwargs in wrapper_names(wrappers)]
 
 
-def _bound(wrapper: Any, kwargs: dict[str, Any]) -> Wrapper:
+def _bound(name: str, kwargs: dict[str, Any]) -> Wrapper:
+    wrapper = find_named(name, "env_wrapper")
+    try:
+        with suppress(ValueError):  # some of C have no signature
+            inspect.signature(wrapper).bind(None, **kwargs)
+    except TypeError as error:
+        raise ConfigError(f"env_wrapper {name} cannot be called with an environment and {kwargs}: {error}") from error
+
     def wrap(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-        wrapped: gymnasium.Env[Any, Any] = wrapper(env, **kwargs)
+        wrapped = wrapper(env, **kwargs)
+        if not isinstance(wrapped, gymnasium.Env):
+            raise ConfigError(f"env_wrapper {name} must make a gymnasium.Env, and it made a {type(wrapped).__name__}")
         return wrapped
 
     return wrap
+
+
+def check_policy(policy: Any) -> nn.Module:
+    """Return ``policy`` if it is a network.
+
+    Raises:
+        ConfigError: it is something else, such as the class or the name of one.
+    """
+    if isinstance(policy, nn.Module):
+        return policy
+    raise ConfigError(
+        "policy must be an instance of torch.nn.Module, or 'module:factory' in the options, in load and in resume, got "
+        f"{shown(policy)}"
+    )
 
 
 def make_own_policy(name: str, observations: Space[Any], actions: Space[Any], seed: int) -> nn.Module:
