@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from copy import deepcopy
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3 import A2C
+from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv, SimpleMultiObsEnv
 
 from optex_rl import ConfigError, ResumeWarning, TrainConfig, TrainResult, resume, train
 from optex_rl.agents import CnnPolicy, MlpPolicy, ObservationLayout
@@ -100,8 +104,83 @@ def test_action_spaces(name: str) -> None:
 
 @pytest.mark.parametrize("observations", ["vector", "vector64", "vectors"])
 @pytest.mark.parametrize("actions", ["vector", "vector64", "matrix"])
-def test_squashed_actions_of_either_precision(observations: str, actions: str) -> None:
-    run(OBSERVATIONS[observations], ACTIONS[actions], squash_output=True)
+@pytest.mark.parametrize("squash_output", [False, True])
+def test_actions_of_either_precision(observations: str, actions: str, squash_output: bool) -> None:
+    run(OBSERVATIONS[observations], ACTIONS[actions], squash_output=squash_output)
+
+
+WIDE, FLAT = spaces.Box(0, 255, (40, 36, 38), np.uint8), spaces.Box(0, 1, (8, 8, 3))
+MULTI = "MultiInputPolicy"
+TAKEN: dict[str, tuple[str, type, Callable[[], gymnasium.Env[Any, Any]]]] = {
+    "goals": (MULTI, MlpPolicy, lambda: BitFlippingEnv(n_bits=4)),
+    "goals as numbers": (MULTI, MlpPolicy, lambda: BitFlippingEnv(n_bits=4, discrete_obs_space=True)),
+    "goals as images": (MULTI, CnnPolicy, lambda: BitFlippingEnv(n_bits=4, image_obs_space=True)),
+    "channels last": (MULTI, CnnPolicy, lambda: SimpleMultiObsEnv(channel_last=True)),
+    "channels first": (MULTI, CnnPolicy, lambda: SimpleMultiObsEnv(channel_last=False, discrete_actions=False)),
+    "frames": ("CnnPolicy", CnnPolicy, lambda: FakeImageEnv(screen_height=40, screen_width=40, n_channels=1)),
+    "frames first": (
+        "CnnPolicy",
+        CnnPolicy,
+        lambda: FakeImageEnv(screen_height=40, screen_width=41, channel_first=True),
+    ),
+    "wide": ("CnnPolicy", CnnPolicy, lambda: Sampling(WIDE, spaces.Discrete(2))),
+    "an image of floats": ("MlpPolicy", MlpPolicy, lambda: Sampling(FLAT, spaces.Discrete(2))),
+    "a matrix": ("MlpPolicy", MlpPolicy, lambda: Sampling(spaces.Box(-1, 1, (2, 3)), spaces.Box(-1, 1, (2, 2)))),
+    "integers": (
+        "MlpPolicy",
+        MlpPolicy,
+        lambda: Sampling(spaces.Box(0, 9, (3,), np.int64), spaces.MultiDiscrete([2, 3])),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.filterwarnings("ignore:.* is taken to have|.* is flattened|Treating image|.*WARN|You have specified")
+def test_what_stable_baselines3_takes_is_taken(name: str) -> None:
+    policy, expected, make = TAKEN[name]
+    A2C(policy, make(), n_steps=4, device="cpu", seed=0).learn(8)
+    result = train(TrainConfig(env=make, **SMALL | {"eval_freq": 0, "n_steps": 4}))
+    assert result.iterations == 2
+    assert type(result.policy) is expected
+
+
+@pytest.mark.parametrize("name", ["channels last", "channels first", "frames", "frames first"])
+def test_frames_of_its_images_are_stacked(name: str) -> None:
+    *_, make = TAKEN[name]
+    policy = train(TrainConfig(env=make, frame_stack=3, **SMALL | {"eval_freq": 0, "n_steps": 4})).policy
+    assert isinstance(policy, CnnPolicy)
+    (image,) = policy.layout.images
+    space = make().observation_space
+    assert image.size == 3 * math.prod((space["img"] if isinstance(space, spaces.Dict) else space).shape or ())
+
+
+def test_what_may_be_an_image_is_not_flattened_without_a_word() -> None:
+    grey = spaces.Box(0, 255, (12, 12), np.uint8)
+    for space, words in (
+        (FLAT, r"^Box\(0\.0, 1\.0, \(8, 8, 3\), float32\) is flattened for an MLP: an image has three axes and dtype"),
+        (grey, r"^Box\(0, 255, \(12, 12\), uint8\) is flattened for an MLP"),
+        (spaces.Dict(vec=VECTOR, cam=FLAT), r"^'cam': Box.* is flattened for an MLP"),
+        (
+            spaces.Box(0, 255, (13, 12, 14), np.uint8),
+            r"^the image of shape \[13, 12, 14\] is taken to have its channels in",
+        ),
+    ):
+        with pytest.warns(UserWarning, match=words):
+            run(space, spaces.Discrete(2))
+        run(space, spaces.Discrete(2), cnn="none")
+
+
+def test_processes_step_dictionaries_as_one_does() -> None:
+    found: list[Any] = []
+    for backend in ("sync", "async"):
+        make = lambda: Sampling(deepcopy(MIXED), ACTIONS["multi-binary"])  # noqa: E731
+        with closing(make_vec(make, 2, backend=backend, seed=0)) as env:
+            env.reset()
+            steps = [env.step(np.ones((2, 4), np.int8)) for _ in range(10)]
+        found.append([steps[0][0], steps[8][0], steps[8][4]["final_obs"], steps[9][0]])
+    for one, other in zip(*found, strict=True):
+        assert one.keys() == other.keys() == MIXED.spaces.keys()
+        assert all(np.array_equal(part, other[key]) for key, part in one.items())
 
 
 @pytest.mark.parametrize("actions", ["vector", "multi-discrete", "multi-binary"])

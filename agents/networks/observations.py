@@ -136,8 +136,6 @@ class ObservationLayout:
 def _size_and_kind(part: gymnasium.Space[Any], space: gymnasium.Space[Any]) -> tuple[int, int]:
     """Numbers or pixels of one part of a space, and what they are, see `Part`."""
     if isinstance(part, spaces.Box):
-        if is_image(part):
-            has_channels_first(part)
         return math.prod(part.shape), PIXELS if is_image(part) else NUMBERS
     if isinstance(part, spaces.Discrete):
         return int(part.n), ONES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..agents import Agent, Batch, CnnPolicy, MlpPolicy, ObservationLayout, StackedPolicy, agent_options
 from ..bases import Objective, fused_kwargs
 from ..common.errors import ConfigError
+from ..common.images import describe_doubt
 from ..envs import SlowVectorEnv, make_vec
 from .config import TrainConfig
 from .rollouts.collector import Collector
@@ -110,6 +112,16 @@ def build_policy(config: TrainConfig, critic: bool, observations: Space[Any], ac
             "set share_features_extractor to false"
         )
     return policy
+
+
+def warn_of_doubts(config: TrainConfig, observations: Space[Any], stacklevel: int) -> None:
+    """Warn of what networks of the options take otherwise than may be meant: images as numbers, channels of images."""
+    if config.policy is not None or config.cnn == "none":
+        return
+    for part in ObservationLayout(observations).parts:
+        doubt = describe_doubt(part.space)
+        if doubt is not None:
+            warnings.warn(doubt if part.key is None else f"{part.key!r}: {doubt}", UserWarning, stacklevel)
 
 
 def base_kwargs(config: TrainConfig) -> dict[str, Any]:

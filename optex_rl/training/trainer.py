@@ -29,6 +29,7 @@ from .builders import (
     make_envs,
     parameter_groups,
     split_critic,
+    warn_of_doubts,
 )
 from .config import TrainConfig
 from .diagnostics import actor_first, ceilings
@@ -37,6 +38,7 @@ from .rollouts.episodes import EpisodeStatistics
 from .rollouts.evaluation import evaluate_policy, example_observations
 from .rollouts.evaluator import Evaluation, ReportsMetrics
 from .rollouts.seeding import spawn_seeds
+from .tasks import check_policy
 from .updates import CriticUpdates
 
 
@@ -55,6 +57,7 @@ class Trainer:
 
     Warns:
         PerformanceWarning: the points are evaluated one after the other.
+        UserWarning: what looks like an image is flattened, or its channels may be in another axis.
     """
 
     def __init__(
@@ -73,7 +76,10 @@ class Trainer:
             )
         with closing(make_envs(config, 1)) as envs:
             spaces = envs.single_observation_space, envs.single_action_space
-        policy = build_policy(config, agent.needs_critic, *spaces) if policy is None else policy
+        if policy is None:
+            policy = build_policy(config, agent.needs_critic, *spaces)
+            warn_of_doubts(config, spaces[0], stacklevel=4)  # at `train`
+        check_policy(policy)
         check_sizes(config, observation_size(spaces[0]), sum(p.numel() for p in policy.parameters()))
         self.policy = policy.to(config.device)
         groups, critic = split_critic(policy) if config.n_critic_updates else (parameter_groups(policy), [])
