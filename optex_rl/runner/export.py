@@ -1,96 +1,29 @@
-"""Policies as programs of their own: normalisation, network and the form of the actions in one file of torch.export."""
+"""Policies as programs of their own: normalisation, network and the form of the actions in one file."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from gymnasium import Space, spaces
-from torch import Tensor, nn
+from gymnasium import Space
+from torch import nn
 
-from ..agents import (
-    ActionDistribution,
-    Categorical,
-    DiagonalGaussian,
-    SquashedGaussian,
-    StackedPolicy,
-    sample_observations,
-)
+from ..agents import sample_observations
 from ..common.errors import ConfigError
-from ..common.images import is_image
 from ..common.storage import write_atomically
-from ..training.rollouts.normalization import CLIP, EPSILON, Normalizer, prior_moments
+from ..training.rollouts.normalization import Normalizer
+from .program import Program
 
 CHECKED: Final = 64  # observations on which the program must act as the policy does
 TOLERANCE: Final = 1e-5  # of continuous actions
 
-
-class Program(nn.Module):
-    """From observations as the task gives them, ``[B, …]``, to the most likely actions as the task takes them.
-
-    Args:
-        policy: the network.
-        normalizer: its statistics.
-        space: of a single observation, Box or Discrete.
-
-    Raises:
-        ConfigError: the observations or the actions are of another kind.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, policy: nn.Module, normalizer: Normalizer, space: Space[Any]) -> None:
-        super().__init__()
-        if not isinstance(space, (spaces.Box, spaces.Discrete)):
-            raise ConfigError(f"only policies for Box or Discrete observations can be exported, not for {space}")
-        self.policy, self.space, self.normalized = policy, space, normalizer.obs
-        self.distribution = StackedPolicy(policy).distribution
-        _, mean, var = normalizer.obs_moments if normalizer.obs else prior_moments(1)  # of images they would be empty
-        self.register_buffer("mean", torch.as_tensor(mean))
-        self.register_buffer("scale", torch.as_tensor(np.sqrt(var + EPSILON)))
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """``[B, …]`` -> ``[B, …]``."""
-        actor: Any = self.policy.actor
-        actions = self.distribution.mode(actor(self.normalize(self.encode(obs))))
-        return to_env(self.distribution, actions)
-
-    def encode(self, obs: Tensor) -> Tensor:
-        """As `encode_observations`: ``[B, …]`` -> ``[B, O]``, float32, or uint8 of an image."""
-        if isinstance(self.space, spaces.Discrete):
-            names = torch.arange(int(self.space.start), int(self.space.start + self.space.n), device=obs.device)
-            return (obs[:, None] == names).float()
-        return obs.flatten(1) if is_image(self.space) else obs.flatten(1).float()
-
-    def normalize(self, rows: Tensor) -> Tensor:
-        """As `standardize`, in double precision like it: ``[B, O]`` -> float32 ``[B, O]``."""
-        if not self.normalized:
-            return rows
-        return ((rows - self.mean) / self.scale).clamp(-CLIP, CLIP).float()
-
-
-def to_env(distribution: ActionDistribution, actions: Tensor) -> Tensor:
-    """As ``distribution.to_env``, on tensors.
-
-    Raises:
-        ConfigError: it is not known how for this distribution.
-    """
-    if isinstance(distribution, Categorical):
-        return actions + distribution.start
-    # Another subclass may do something else with its actions.
-    if type(distribution) is DiagonalGaussian or type(distribution) is SquashedGaussian:
-        low, high = torch.as_tensor(distribution.low), torch.as_tensor(distribution.high)
-        shaped = actions.reshape(-1, *low.shape).to(low.dtype)
-        if isinstance(distribution, SquashedGaussian):
-            shaped = (low + high) / 2 + (high - low) / 2 * shaped.tanh()
-        return shaped.clamp(low.to(actions.device), high.to(actions.device))
-    raise ConfigError(f"policies with the action distribution {type(distribution).__name__} cannot be exported")
+Acting = Callable[[Any], Any]  # from observations to actions, tensors [B, …]
 
 
 def export_policy(
@@ -103,30 +36,70 @@ def export_policy(
         normalizer: its statistics.
         space: of a single observation.
         predict: from observations ``[B, …]`` to actions ``[B, …]``.
-        path: the file, which ends in .pt2.
+        path: the file, which ends in .pt2 or .pt.
 
     Raises:
         ConfigError: the path ends differently, torch cannot export the network, or the actions differ.
         RunFolderError: the file cannot be written.
     """
-    if path.suffix != ".pt2":
-        raise ConfigError(f"a policy is exported by torch.export: its path must end in .pt2, got {str(path)!r}")
+    if path.suffix not in FORMATS:
+        words = ".pt2 for a program of torch.export, or in .pt for one of TorchScript"
+        raise ConfigError(f"the path of an exported policy must end in {words}, got {str(path)!r}")
     obs = sample_observations(space, CHECKED)
-    program, buffer = Program(deepcopy(policy), normalizer, space).eval().requires_grad_(False), io.BytesIO()
+    program = Program(deepcopy(policy), normalizer, space).eval().requires_grad_(False)
+    if path.suffix == ".pt" and program.layout.images and program.layout.plain:
+        raise ConfigError("TorchScript cannot read numbers beside images in one row: export to .pt2, not to .pt")
     try:
-        batch = {0: torch.export.Dim("batch", min=1)}
-        exported = torch.export.export(program, (torch.from_numpy(obs),), dynamic_shapes=(batch,))
-        torch.export.save(exported, buffer)
-        read: Any = torch.export.load(io.BytesIO(buffer.getvalue())).module()
-    except ConfigError:
-        raise
+        data, act = FORMATS[path.suffix](program, as_tensors(obs))
     except Exception as error:  # of any type, since the network may be anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        if "specialized it to be a constant" in str(error):
+        if "specialized it to be a constant" in str(error) or "Using len to get tensor shape" in str(error):
             reason = "it works for one number of rows only; obs.shape[0] is kept open, where len(obs) is not"
-        raise ConfigError(f"torch cannot export {type(policy).__name__}: {reason}") from error
-    for rows in (obs, obs[:1]):
-        expected, given = np.asarray(predict(rows)[0]), read(torch.from_numpy(rows)).numpy()
+        raise ConfigError(f"torch cannot export {type(policy).__name__} to {path.suffix}: {reason}") from error
+    for rows in (obs, first_row(obs)):
+        expected, given = np.asarray(predict(rows)[0]), act(as_tensors(rows)).numpy()
         if expected.dtype != given.dtype or not np.allclose(expected, given, rtol=0, atol=TOLERANCE):
             raise ConfigError(f"the program exported from {type(policy).__name__} does not act as the policy does")
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, data)
+
+
+def as_tensors(obs: Any) -> Any:
+    """Arrays, or a dictionary of arrays, as tensors."""
+    return {k: torch.from_numpy(v) for k, v in obs.items()} if isinstance(obs, dict) else torch.from_numpy(obs)
+
+
+def first_row(obs: Any) -> Any:
+    """Observations ``[B, …]`` -> ``[1, …]``."""
+    return {key: part[:1] for key, part in obs.items()} if isinstance(obs, dict) else obs[:1]
+
+
+def by_torch_export(program: nn.Module, obs: Any) -> tuple[bytes, Acting]:
+    """A program of ``torch.export`` that takes any number of rows: the file, and what is read from it."""
+    buffer, batch = io.BytesIO(), {0: torch.export.Dim("batch", min=1)}
+    shapes = dict.fromkeys(obs, batch) if isinstance(obs, dict) else batch
+    torch.export.save(torch.export.export(program, (obs,), dynamic_shapes=(shapes,)), buffer)
+    act: Any = torch.export.load(io.BytesIO(buffer.getvalue())).module()
+    return buffer.getvalue(), act
+
+
+def by_torchscript(program: nn.Module, obs: Any) -> tuple[bytes, Acting]:
+    """A traced program of TorchScript, which torch calls deprecated: the file, and what is read from it.
+
+    Where a trace might not hold for other observations torch only warns; that is an error here.
+    """
+    buffer, script = io.BytesIO(), cast(Any, torch.jit)  # which has no types
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("always", script.TracerWarning)
+        script.save(script.trace(program, (obs,), check_trace=False), buffer)
+        act: Acting = script.load(io.BytesIO(buffer.getvalue()))
+    for warning in given:
+        if issubclass(warning.category, script.TracerWarning):
+            raise warning.category(warning.message)
+    return buffer.getvalue(), act
+
+
+FORMATS: Final[Mapping[str, Callable[[nn.Module, Any], tuple[bytes, Acting]]]] = {
+    ".pt2": by_torch_export,
+    ".pt": by_torchscript,
+}

@@ -138,15 +138,17 @@ class Model:
     def export(self, path: str | Path) -> None:
         """Write the policy with its normalisation as one program that needs only torch, and check it.
 
-        ``torch.export.load(path).module()(obs)`` takes a batch of observations as the task gives them, as a tensor
-        ``[B, …]``, and returns the most likely actions as the task takes them, ``[B, …]``.
+        ``torch.export.load("policy.pt2").module()(obs)`` or ``torch.jit.load("policy.pt")(obs)`` takes a batch of
+        observations as the task gives them, a tensor ``[B, …]``, of a Dict a dictionary of such, and returns the most
+        likely actions as the task takes them, ``[B, …]``.
 
         Args:
-            path: the file, which ends in .pt2.
+            path: the file, which ends in .pt2 for a program of ``torch.export``, or in .pt for one of TorchScript.
 
         Raises:
-            ConfigError: the path ends differently; torch cannot export the network; or the program that was written
-                and read again does not give the actions of `predict`.
+            ConfigError: the path ends differently; torch cannot export the network; the policy has an action
+                distribution of one's own; or the program that was written and read again does not give the actions of
+                `predict`.
             RunFolderError: the file cannot be written.
         """
         export_policy(self.policy, self.normalizer, self.observation_space, self.predict, Path(path))
@@ -197,15 +199,42 @@ def as_batch(space: Space[Any], obs: Any) -> tuple[Any, bool]:
         if not isinstance(obs, dict) or obs.keys() != space.spaces.keys():
             raise ConfigError(f"an observation must have the entries {', '.join(space.spaces)}")
         parts = {name: as_batch(part, obs[name]) for name, part in space.spaces.items()}
+        if len({(len(rows), single) for rows, single in parts.values()}) > 1:
+            sizes = ", ".join(f"{name}: {'one' if single else len(rows)}" for name, (rows, single) in parts.items())
+            raise ConfigError(f"the entries of an observation must all be of one, or batches of one size, got {sizes}")
         return {name: rows for name, (rows, _) in parts.items()}, all(single for _, single in parts.values())
-    array: npt.NDArray[Any] = np.asarray(obs)
-    shape = space.shape or ()
-    if array.shape == shape:
-        return array[None], True
-    if array.shape[1:] != shape or array.ndim == 0:
+    array, shape = as_numbers(space, obs), space.shape or ()
+    single = array.shape == shape
+    if not single and (array.shape[1:] != shape or array.ndim == 0):
         words = f"{list(shape)}, or a batch {['B', *shape]}"
         raise ConfigError(f"an observation must have the shape {words}, got {list(array.shape)}")
-    return array, False
+    rows = array[None] if single else array
+    check_choices(space, rows)
+    return rows, single
+
+
+def as_numbers(space: Space[Any], obs: Any) -> npt.NDArray[Any]:
+    """Observations as an array of numbers, of any shape.
+
+    Raises:
+        ConfigError: they are no numbers, or fractions where the space has whole ones, as of an image divided by 255.
+    """
+    try:
+        array: npt.NDArray[Any] = np.asarray(obs)
+    except ValueError as error:  # lists of unequal lengths
+        raise ConfigError(f"an observation must be an array of {space.dtype}: {error}") from error
+    if array.dtype.kind not in ("buif" if space.dtype is not None and space.dtype.kind == "f" else "bui"):
+        raise ConfigError(f"an observation must be an array of {space.dtype}, got {array.dtype}")
+    return array
+
+
+def check_choices(space: Space[Any], rows: npt.NDArray[Any]) -> None:
+    """Raise a ConfigError if rows ``[B, …]`` are beyond what a Discrete, MultiDiscrete or MultiBinary has."""
+    start, count = getattr(space, "start", 0), getattr(space, "nvec", getattr(space, "n", None))
+    if isinstance(space, spaces.MultiBinary):
+        count = 2
+    if count is not None and (outside := (rows < start) | (rows >= start + count)).any():
+        raise ConfigError(f"an observation must be of {space}, got {rows[outside][0]}")
 
 
 def fits(space: Space[Any], own: Space[Any]) -> bool:

@@ -18,6 +18,7 @@ from ..common.storage import check_like, must_fit
 from ..training.builders import build_normalizer, build_policy
 from ..training.config import TrainConfig
 from ..training.rollouts.normalization import Normalizer
+from ..training.tasks import check_policy
 from ..training.trainer import Trainer
 from .folder import check_network
 
@@ -133,13 +134,15 @@ def restore_policy(
 
     Raises:
         RunFolderError: the checkpoint holds another network, or is not built as it must be.
+        ConfigError: the custom network is none, or that of the options cannot be made.
     """
     spaces = envs.single_observation_space, envs.single_action_space
     normalizer = build_normalizer(config, spaces[0], envs.num_envs)
     with must_fit(path):
         # A custom agent, which is not needed here, may have had no critic where the agent of the options has one.
         critic = any(str(name).startswith("critic") for name in content["policy"])
-        policy = build_policy(config, critic, *spaces) if policy is None else policy
+    policy = build_policy(config, critic, *spaces) if policy is None else check_policy(policy)
+    with must_fit(path):
         check_network(path, content, policy)
         policy.load_state_dict(content["policy"])
         for name in ("obs", "returns"):
