@@ -165,8 +165,9 @@ def test_what_may_be_an_image_is_not_flattened_without_a_word() -> None:
             r"^the image of shape \[13, 12, 14\] is taken to have its channels in",
         ),
     ):
-        with pytest.warns(UserWarning, match=words):
+        with pytest.warns(UserWarning, match=words) as given:
             run(space, spaces.Discrete(2))
+        assert given[0].filename == __file__  # where `train` is called
         run(space, spaces.Discrete(2), cnn="none")
 
 

@@ -21,7 +21,7 @@ from .rollouts.collector import Collector
 from .rollouts.evaluator import Evaluator, FusedEvaluator
 from .rollouts.normalization import Normalizer
 from .rollouts.seeding import spawn_seeds
-from .tasks import find_wrappers, make_own_policy
+from .tasks import check_policy, find_wrappers, make_own_policy
 
 MOST_NUMBERS: Final = 2 * 10**9  # of an array: 8 GB in single precision
 
@@ -114,14 +114,31 @@ def build_policy(config: TrainConfig, critic: bool, observations: Space[Any], ac
     return policy
 
 
-def warn_of_doubts(config: TrainConfig, observations: Space[Any], stacklevel: int) -> None:
-    """Warn of what networks of the options take otherwise than may be meant: images as numbers, channels of images."""
-    if config.policy is not None or config.cnn == "none":
-        return
-    for part in ObservationLayout(observations).parts:
-        doubt = describe_doubt(part.space)
-        if doubt is not None:
-            warnings.warn(doubt if part.key is None else f"{part.key!r}: {doubt}", UserWarning, stacklevel)
+def choose_policy(
+    config: TrainConfig,
+    policy: nn.Module | None,
+    critic: bool,
+    observations: Space[Any],
+    actions: Space[Any],
+    stacklevel: int,
+) -> nn.Module:
+    """The custom network, or without one that of the options, see `build_policy`.
+
+    Raises:
+        ConfigError: the custom one is none, or a space is not supported.
+
+    Warns:
+        UserWarning: what looks like an image is flattened, or its channels may be in another axis; at ``stacklevel``.
+    """
+    if policy is not None:
+        return check_policy(policy)
+    policy = build_policy(config, critic, observations, actions)
+    if config.policy is None and config.cnn != "none":
+        for part in ObservationLayout(observations).parts:
+            doubt = describe_doubt(part.space)
+            if doubt is not None:
+                warnings.warn(doubt if part.key is None else f"{part.key!r}: {doubt}", UserWarning, stacklevel)
+    return policy
 
 
 def base_kwargs(config: TrainConfig) -> dict[str, Any]:

@@ -23,13 +23,12 @@ from .builders import (
     EvaluatorFactory,
     base_kwargs,
     build_objective,
-    build_policy,
     check_sizes,
+    choose_policy,
     fuse,
     make_envs,
     parameter_groups,
     split_critic,
-    warn_of_doubts,
 )
 from .config import TrainConfig
 from .diagnostics import actor_first, ceilings
@@ -38,7 +37,6 @@ from .rollouts.episodes import EpisodeStatistics
 from .rollouts.evaluation import evaluate_policy, example_observations
 from .rollouts.evaluator import Evaluation, ReportsMetrics
 from .rollouts.seeding import spawn_seeds
-from .tasks import check_policy
 from .updates import CriticUpdates
 
 
@@ -76,10 +74,7 @@ class Trainer:
             )
         with closing(make_envs(config, 1)) as envs:
             spaces = envs.single_observation_space, envs.single_action_space
-        if policy is None:
-            policy = build_policy(config, agent.needs_critic, *spaces)
-            warn_of_doubts(config, spaces[0], stacklevel=4)  # at `train`
-        check_policy(policy)
+        policy = choose_policy(config, policy, agent.needs_critic, *spaces, stacklevel=4)  # at `train`
         check_sizes(config, observation_size(spaces[0]), sum(p.numel() for p in policy.parameters()))
         self.policy = policy.to(config.device)
         groups, critic = split_critic(policy) if config.n_critic_updates else (parameter_groups(policy), [])
