@@ -6,12 +6,14 @@ import csv
 import importlib
 import logging
 import math
+import signal
 import struct
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -21,6 +23,7 @@ from optex_rl import (
     BaseCallback,
     ConfigError,
     LoggerCallback,
+    NumericalError,
     OptunaPruningCallback,
     StopTrainingOnRewardThreshold,
     TrainConfig,
@@ -33,6 +36,7 @@ from optex_rl.compare import jobs, statistics
 from optex_rl.runner import callbacks as module
 from optex_rl.runner import log
 from optex_rl.runner.callbacks import Run, held
+from optex_rl.training import Trainer
 
 SMALL: dict[str, Any] = {
     "n_envs": 2,
@@ -104,6 +108,69 @@ def test_a_stop_at_the_last_iteration_is_none() -> None:
     assert train(config(), callbacks=[Diary(("step", 5))]).stopped_by is None
 
 
+class Answer(BaseCallback):
+    """Answers what it is told to."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def on_step(self, run: Run) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize("answer", [False, np.float64(3) < 2, torch.tensor(3) < 2])
+def test_false_is_that_of_numpy_and_torch_too(answer: Any) -> None:
+    """As comparisons of their numbers give it; in the first iteration, whichever callback answers so."""
+    first, last = Diary(), Diary()
+    result = train(config(), callbacks=[first, Answer(answer), last])
+    assert (result.iterations, result.stopped_by) == (1, "Answer")
+    assert first.calls == last.calls == [("start", 0), ("step", 1), ("end", 1)]
+    assert train(config(), callbacks=[Answer(None), Answer(not answer)]).iterations == 5
+
+
+class Failing(BaseCallback):
+    """Fails in one of the hooks, or sends two signals."""
+
+    def __init__(self, hook: str) -> None:
+        def fail(run: Run) -> None:
+            if hook != "signals":
+                raise ZeroDivisionError("a mistake of the user")
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+        setattr(self, "on_step" if hook == "signals" else hook, fail)
+
+
+@pytest.mark.parametrize("hook", ["on_training_start", "on_step", "on_evaluation", "on_training_end"])
+def test_whatever_has_begun_comes_to_its_end_after_a_failure(hook: str) -> None:
+    """Such as a run of W&B, which the next run would go on with."""
+    first, last = Diary(), Diary()
+    with pytest.raises(ZeroDivisionError):
+        train(config(), callbacks=[first, Failing(hook), last])
+    end = ("end", {"on_training_start": 0, "on_step": 1, "on_evaluation": 2, "on_training_end": 5}[hook])
+    assert first.calls[-1] == end
+    assert last.calls[-1:] == ([] if hook == "on_training_start" else [end])
+
+
+def test_the_end_of_a_run_that_breaks_down_and_of_one_that_two_signals_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("optex_rl.runner.signals.SAME_REQUEST", -1.0)
+    diary = Diary()
+    with pytest.raises(KeyboardInterrupt):
+        train(config(), callbacks=[diary, Failing("signals")])
+    assert diary.calls == [("start", 0), ("step", 1)]  # nothing is waited for
+
+    def break_down(trainer: Trainer, *with_ceiling: bool) -> dict[str, float]:
+        raise NumericalError("all is lost")
+
+    monkeypatch.setattr(Trainer, "iterate", break_down)
+    diary = Diary()
+    with pytest.raises(NumericalError):
+        train(config(), callbacks=[diary])
+    assert diary.calls == [("start", 0), ("end", 0)]
+
+
 class Added(BaseCallback):
     """Logs a figure of its own, and fails."""
 
@@ -133,6 +200,18 @@ def test_what_is_no_callback_is_refused_before_the_run(wrong: Any, tmp_path: Pat
     with pytest.raises(ConfigError, match=message):
         resume(tmp_path, callbacks=[wrong])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", [Diary(), None, iter([Diary()])])
+def test_callbacks_that_are_no_list_are_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=r"callbacks must be a list of optex_rl\.BaseCallback, got (<|None)"):
+        train(config(), callbacks=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["475", None, math.nan])
+def test_a_return_to_stop_at_is_a_number(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=f"reward_threshold must be a number between .*, got {wrong!r}"):
+        StopTrainingOnRewardThreshold(wrong)
 
 
 def evaluations(monkeypatch: pytest.MonkeyPatch, *returns: float) -> None:

@@ -156,6 +156,11 @@ def test_unsupported_action_space(odd_env: str, tmp_path: Path, capsys: pytest.C
         (["train", "-seed", "4"], "unknown flag -seed (did you mean '--seed'?)"),
         (["train", "--xyzzy"], "unknown flag --xyzzy (see optex-rl train --help)"),
         (["evaluate", "--bets"], "unknown flag --bets (did you mean '--best'?)"),  # and not that RUN_DIR is missing
+        (["evaluate", "--lr", "0.1", "run"], "unknown flag --lr (see optex-rl evaluate --help)"),  # nothing is like it
+        (["plot", "--ouput", "x.png", "run"], "unknown flag --ouput (did you mean '--output'?)"),
+        (["tune", "--trails", "3"], "unknown flag --trails (did you mean '--trials'?)"),
+        (["tune", "--lr", "0.1"], "unknown flag --lr (did you mean '--learning-rate'?)"),
+        (["compare", "--lr", "0.1"], "unknown flag --lr (did you mean '--learning-rate'?)"),
         (["compare", "--method", "optex"], "unknown flag --method (did you mean '--methods'?)"),
         (["trian"], "unknown command 'trian' (did you mean 'train'?); known are train, evaluate, plot, compare"),
         (["--treads", "1", "train"], "unknown flag --treads"),

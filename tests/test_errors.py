@@ -163,6 +163,15 @@ def test_unknown_arguments_of_a_base() -> None:
         build(base_kwargs={"foo": 1})
 
 
+def test_arguments_of_another_kind() -> None:
+    parameters = [Parameter(torch.ones(3))]
+    for wrong in ("sgd", torch.optim.Adam):  # the second argument is the rate
+        with with_message(f"lr must be a number, got {wrong!r}; a base optimizer is given by base=…"):
+            OptEx(parameters, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"Adam cannot be constructed: .*not a mapping"):
+        OptEx(parameters, base_kwargs=[("eps", 1e-3)])  # type: ignore[arg-type]
+
+
 def test_no_parameters() -> None:
     with pytest.raises(ConfigError, match="Adam cannot be constructed: optimizer got an empty parameter list"):
         OptEx([])
@@ -183,6 +192,10 @@ def test_unknown_arguments_say_where_those_of_the_base_belong() -> None:
     typo = "OptEx has no argument 'paralelism' (did you mean 'parallelism'?)"
     with with_message(typo):
         OptEx(parameters, paralelism=2)  # type: ignore[arg-type]
+    with with_message("OptEx has no argument 'learning_rate' (did you mean 'lr'?)"):  # as options of training call it
+        OptEx(parameters, learning_rate=0.1)  # type: ignore[arg-type]
+    with with_message("OptEx has no argument 'base_kwarg' (did you mean 'base_kwargs'?)"):
+        OptEx(parameters, base_kwarg={})  # type: ignore[arg-type]
     with with_message(
         "OptEx has no argument 'betas': arguments of the base optimizer go into the optimizer that is wrapped"
     ):

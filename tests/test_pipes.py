@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from optex_rl.cli.pipes import CLOSED_PIPE, until_pipes_close
+from optex_rl.runner.log import RunLog
 
 PROGRAM = [sys.executable, "-m", "optex_rl"]
 
@@ -45,6 +46,25 @@ def test_short_output_that_nobody_reads(tmp_path: Path, unbuffered: str) -> None
         assert process.stderr.read() == b""
     assert process.returncode == CLOSED_PIPE
     assert len(list(tmp_path.glob("*/checkpoint.pt"))) == (0 if unbuffered else 1)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_the_output(tmp_path: Path, unbuffered: str) -> None:
+    log = RunLog(tmp_path)
+    log.write(1, {"rollout/cumulative_average_reward": 1.0, "rollout/ep_rew_mean": 1.0})
+    log.close()
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        command = [*PROGRAM, "plot", str(tmp_path)]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    said = "optex-rl: error: standard output cannot be written: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (1, said)
+
+
+def test_no_output_at_all() -> None:
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *PROGRAM, "plot", "nowhere"]
+    ended = subprocess.run(closed, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "optex-rl: error: there is no run folder 'nowhere'\n")
 
 
 def test_the_error_of_another_pipe_is_an_error() -> None:

@@ -308,6 +308,21 @@ def test_what_the_command_refuses(
     assert not (tmp_path / "without").exists()
 
 
+def test_a_log_that_is_no_terminal_gets_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    monkeypatch.setattr(module, "run_once", lambda config, reports: reports.report(1.0, 1))
+    monkeypatch.setattr("optex_rl.runner.log.LINE_SECONDS", 1e6)
+    run_study(small_study(tmp_path / "short", trials=2))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("optex_rl.runner.log.LINE_SECONDS", 0.0)
+    run_study(small_study(tmp_path / "long", trials=2))
+    err = capsys.readouterr().err
+    assert "\r" not in err
+    assert err.splitlines()[-1].startswith("100% 2/2 [")
+
+
 def test_the_folder_has_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from optex_rl.runner.folder import locked
 

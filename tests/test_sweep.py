@@ -408,6 +408,21 @@ def test_a_signal_to_the_process_group_is_a_stop(tmp_path: Path, number: signal.
     assert ("stopped: the same command does what is missing" if runs else "stopped before a run was finished") in out
 
 
+def test_a_log_that_is_no_terminal_has_no_line_for_each_look_at_the_workers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers take longer to begin than it takes to look at them, twice a second."""
+    options = {"methods": ["vanilla"], "learning_rates": [1.0], "seeds": 2, "workers": 1}
+    monkeypatch.setattr("optex_rl.runner.log.LINE_SECONDS", 1e6)
+    run_sweep(small_sweep(tmp_path / "short", **options))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("optex_rl.runner.log.LINE_SECONDS", 0.0)
+    run_sweep(small_sweep(tmp_path / "long", **options))
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) <= 4  # one for the beginning, each run and the end
+    assert ", ends about " in lines[-1]
+
+
 def test_a_stop_waits_for_the_thread_of_the_pool(tmp_path: Path) -> None:
     """A thread left behind closes the pool's pipe while the interpreter, at its end, writes to it."""
 

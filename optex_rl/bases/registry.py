@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -131,11 +132,13 @@ def make_base(
         kwargs: further arguments of the class; they win over those of the table.
 
     Raises:
-        ConfigError: the base is unknown or not installed, or its class refuses an argument.
+        ConfigError: the base is unknown or not installed, the rate is no number, or its class refuses an argument.
     """
+    if not isinstance(lr, (Real, Tensor)):
+        raise ConfigError(f"lr must be a number, got {lr!r}; a base optimizer is given by base=…")
     entry = resolve_base(base)
-    arguments: dict[str, Any] = {"lr": lr, **entry.kwargs, **(kwargs or {})}
     try:
+        arguments: dict[str, Any] = {"lr": lr, **entry.kwargs, **(kwargs or {})}
         return entry.cls(params, **arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{entry.cls.__name__} cannot be constructed: {error}") from error

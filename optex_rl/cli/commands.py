@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import threading
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -44,7 +46,7 @@ def run_command(arguments: Sequence[str]) -> int:
         options = build_parser(arguments).parse_args(arguments)
         check_between("threads", options.threads, 1, MOST_THREADS)
         torch.set_num_threads(options.threads)
-        with warnings.catch_warnings(), working_directory_importable():
+        with warnings.catch_warnings(), threads_that_cannot_write_are_silent(), working_directory_importable():
             warnings.showwarning = show_warning
             status: int = options.run(options)
     except OptExError as error:
@@ -64,6 +66,17 @@ def run_command(arguments: Sequence[str]) -> int:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory was refused; of torch's errors only the text says so."""
     return isinstance(error, MemoryError) or {"allocate", "memory"} <= set(re.findall("[a-z]+", str(error)))
+
+
+@contextmanager
+def threads_that_cannot_write_are_silent() -> Iterator[None]:
+    """A block without tracebacks of TensorBoard's thread on a full disk, whose error is raised at the next event."""
+    before = threading.excepthook
+    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else before(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def show_warning(message: Warning | str, *details: Any, **more: Any) -> None:

@@ -13,10 +13,10 @@ from ..common.validation import did_you_mean
 
 # What other toolkits call our flags, where the spelling alone would not lead there.
 ALIASES: Final = {
-    "--lr": "--learning-rate",
-    "--n-timesteps": "--iterations",
-    "--total-timesteps": "--iterations",
-    "--hidden-sizes": "--net-arch",
+    "lr": "learning-rate",
+    "n-timesteps": "iterations",
+    "total-timesteps": "iterations",
+    "hidden-sizes": "net-arch",
 }
 
 
@@ -69,10 +69,11 @@ class Parser(argparse.ArgumentParser):
         known = self._option_string_actions
         if flag in known:
             return
-        words = "--" + flag.strip("-").lower().replace("_", "-")
-        if ALIASES.get(words) in known:
+        words = flag.strip("-").lower().replace("_", "-")
+        if f"--{ALIASES.get(words)}" in known:
             words = ALIASES[words]
-        hint = did_you_mean(words, [name for name in known if name.startswith("--")])
+        # Without the dashes, which would make all short words alike.
+        hint = did_you_mean(words, [name[2:] for name in known if name.startswith("--")], prefix="--")
         if hint:
             raise ConfigError(f"unknown flag {flag}{hint}")
         self.error(f"unknown flag {flag}")

@@ -17,15 +17,15 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """What was probably meant by ``word``, as the end of a message; empty if nothing in ``known`` is like it.
 
-    That is the only name that begins with the word, or else the one spelt most like it.
+    That is the only name that begins with the word, or else the one spelt most like it; ``prefix`` is put before it.
     """
     names = list(known)
     begun = [name for name in names if name.startswith(word.lower())]
     close = begun if len(begun) == 1 else difflib.get_close_matches(word.lower(), names, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return f" (did you mean {prefix + close[0]!r}?)" if close else ""
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

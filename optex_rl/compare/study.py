@@ -23,12 +23,12 @@ from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL, event
 from sqlalchemy.exc import SQLAlchemyError
-from tqdm import tqdm
 
 from ..common.errors import NumericalError, RunFolderError
 from ..common.storage import write_atomically
 from ..common.validation import check_at_least, check_between
 from ..runner.folder import locked
+from ..runner.log import progress_bar as make_bar
 from ..runner.loop import train
 from ..runner.signals import stop_on_interrupt
 from ..training.config import LARGEST, TrainConfig
@@ -141,7 +141,7 @@ def run_study(study: Study, *, progress_bar: bool = True) -> Findings:
         NumericalError: no trial could be finished.
     """
     check_can_run(study.configuration({}))
-    bar = tqdm(total=study.trials, unit="trial", disable=not progress_bar, dynamic_ncols=True)
+    bar = make_bar(progress_bar, total=study.trials, unit="trial", dynamic_ncols=True)
     with closing(bar), opened(study) as storage, stop_on_interrupt() as stop:
         signal, first = None, study.first_values()
         while len(done := finished(storage)) < study.trials and not stop.requested and signal is None:

@@ -23,7 +23,7 @@ import torch
 from ..common.errors import ConfigError, OptExError, RunFolderError
 from ..common.validation import check_at_least, check_between
 from ..runner.folder import locked
-from ..runner.log import progress_bar
+from ..runner.log import progress_bar, shows_bars
 from ..runner.signals import StopRequest, stop_on_interrupt, without_interrupts
 from ..training.config import TrainConfig
 from ..training.rollouts.evaluator import keep_freed_memory
@@ -239,7 +239,8 @@ class Runner:
         left = Counter(self._pending.values()) + Counter(dict.fromkeys(self._tuning, self.sweep.seeds))
         self.bar.total = self.bar.n + left.total()
         seconds = expected_seconds(left, self._seconds) / self.workers
-        self.bar.set_postfix_str(time.strftime("ends about %H:%M", time.localtime(time.time() + seconds)))
+        ending = time.strftime("ends about %H:%M", time.localtime(time.time() + seconds))
+        self.bar.set_postfix_str(ending, refresh=shows_bars())  # a line each time would be two in a second
 
     def give_up(self) -> None:
         """End the runs under way, if there are any, and wait for the pool's thread: one that outlives the pool prints a

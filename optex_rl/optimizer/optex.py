@@ -99,7 +99,7 @@ class OptEx(Optimizer):
         max_grad_norm: float | None = OptExOptions.max_grad_norm,
         **unknown: NoReturn,
     ) -> None:
-        refuse_unknown(unknown, f"base_kwargs, as in base_kwargs={{{', '.join(f'{name!r}: …' for name in unknown)}}}")
+        refuse_unknown(unknown)
         options = OptExOptions(
             parallelism=parallelism,
             history_size=history_size,
@@ -130,7 +130,7 @@ class OptEx(Optimizer):
         """
         if not isinstance(optimizer, Optimizer):
             raise ConfigError(f"wrap needs a torch.optim.Optimizer instance, got {optimizer!r}")
-        refuse_unknown(options.keys() - OptExOptions.__dataclass_fields__, "the optimizer that is wrapped")
+        refuse_unknown(options.keys() - OptExOptions.__dataclass_fields__, wrapping=True)
         wrapper = cls.__new__(cls)
         wrapper._setup(optimizer, OptExOptions(**options))
         return wrapper

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -73,14 +73,21 @@ class OptExOptions:
         return {name: getattr(self, name) for name in ("history_size", *fitted)}
 
 
-def refuse_unknown(names: Iterable[str], where: str) -> None:
+def refuse_unknown(names: Collection[str], *, wrapping: bool = False) -> None:
     """Raise a ConfigError if there are arguments that OptEx does not have: most are of the base optimizer.
 
     Args:
         names: the arguments.
-        where: what those of the base go into.
+        wrapping: whether there is a base already, which its arguments have gone into.
     """
     known = [spec.name for spec in dataclasses.fields(OptExOptions)]
+    example = ", ".join(f"{name!r}: …" for name in names)
+    where = "the optimizer that is wrapped" if wrapping else f"base_kwargs, as in base_kwargs={{{example}}}"
     for name in names:
-        hint = did_you_mean(name, known) or f": arguments of the base optimizer go into {where}"
-        raise ConfigError(f"OptEx has no argument {name!r}{hint}")
+        if wrapping:
+            hint = did_you_mean(name, known)
+        else:
+            hint = did_you_mean("lr" if name == "learning_rate" else name, [*known, "lr", "base_kwargs"])
+        raise ConfigError(
+            f"OptEx has no argument {name!r}{hint or f': arguments of the base optimizer go into {where}'}"
+        )

@@ -11,8 +11,9 @@ from typing import Any
 from torch import nn
 
 from ..common.errors import ConfigError
+from ..common.validation import check_between
 from ..training import Trainer
-from ..training.config import TrainConfig
+from ..training.config import LARGEST, TrainConfig
 
 
 @dataclass
@@ -54,8 +55,8 @@ class Run:
 class BaseCallback:
     """What a callback may do; names are those of stable-baselines3, where a step is one of the environments.
 
-    Hooks that return False stop the run after the iteration; it is saved and can be resumed. What a hook raises ends
-    the run as well, once it is saved.
+    A hook that returns False, or another value that is false but None, stops the run after the iteration; it is saved
+    and can be resumed. What a hook raises ends the run as well, once it is saved.
     """
 
     def on_training_start(self, run: Run) -> None:
@@ -68,7 +69,10 @@ class BaseCallback:
         """After a sequential iteration, and its evaluation if there was one, before its metrics are logged."""
 
     def on_training_end(self, run: Run) -> None:
-        """After the last iteration, or after a stop by a callback or a signal, once all is saved."""
+        """After the last iteration, a stop by a callback or a signal, or an error, once all is saved.
+
+        The last callback comes first. Not called where `on_training_start` failed, nor after a second signal.
+        """
 
 
 class StopTrainingOnRewardThreshold(BaseCallback):
@@ -80,10 +84,11 @@ class StopTrainingOnRewardThreshold(BaseCallback):
             ``--until-threshold`` of the command compare does.
 
     Raises:
-        ConfigError: when training starts, if the run has no evaluations.
+        ConfigError: the return is no number; when training starts, the run has no evaluations.
     """
 
     def __init__(self, reward_threshold: float, held: bool = False) -> None:
+        check_between("reward_threshold", reward_threshold, -LARGEST, LARGEST, "a number")
         self.reward_threshold, self.held = reward_threshold, held
         self.returns: list[float] = []
 
@@ -186,10 +191,17 @@ class OptunaPruningCallback(BaseCallback):
 
 
 def check_callbacks(callbacks: Sequence[Any]) -> None:
-    """Raise a ConfigError unless all are callbacks of this package."""
+    """Raise a ConfigError unless it is a list of callbacks of this package."""
+    if not isinstance(callbacks, Sequence):
+        raise ConfigError(f"callbacks must be a list of optex_rl.BaseCallback, got {callbacks!r}")
     for callback in callbacks:
         if not isinstance(callback, BaseCallback):
             raise ConfigError(f"callbacks must be instances of optex_rl.BaseCallback, got {callback!r}")
+
+
+def stops(answer: Any) -> bool:
+    """Whether what a hook returned stops the run: False, or that of NumPy or torch, but not None."""
+    return answer is not None and not answer
 
 
 def known(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -144,13 +144,13 @@ def progress_bar(show: bool, **options: Any) -> Any:
         show: whether to show any of it.
         **options: those of ``tqdm.tqdm``.
     """
-    if show and not _shows_bars():
+    if show and not shows_bars():
         seconds: dict[str, Any] = {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS, "miniters": 1}
         options |= {"file": _Lines(), "bar_format": LINE, "dynamic_ncols": False, **seconds}
     return tqdm(disable=not show, **options)
 
 
-def _shows_bars() -> bool:
+def shows_bars() -> bool:
     """Whether standard error is a terminal, or a notebook's, where a bar is text if ipywidgets is not installed."""
     in_notebook = any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__)
     in_notebook |= type(sys.stderr).__module__.startswith("ipykernel")

@@ -26,7 +26,7 @@ from ..common.storage import load_checkpoint, must_fit, read_regular
 from ..training import EvaluatorFactory, Trainer
 from ..training.config import CLUSTER, TrainConfig, load_config
 from ..training.rollouts.normalization import Normalizer
-from .callbacks import BaseCallback, Run, check_callbacks
+from .callbacks import BaseCallback, Run, check_callbacks, stops
 from .folder import check_run_dir, check_shared_options, locked, make_run_folder
 from .log import LOG, ProgressBar
 from .recorder import Recorder
@@ -217,9 +217,11 @@ def _loop(trainer: Trainer, recorder: Recorder, callbacks: Sequence[BaseCallback
     with ExitStack() as stack:
         stack.callback(bar.close)
         stop = stack.enter_context(stop_on_interrupt())
-        for callback in callbacks:
-            callback.on_training_start(run)
+        ending = stack.enter_context(ExitStack())  # which calls all of them, whatever one raises
         try:
+            for callback in callbacks:
+                callback.on_training_start(run)
+                ending.callback(callback.on_training_end, run)
             with trainer.calling_before_steps(stop.check):
                 _iterate(run, recorder, result, bar, stop, callbacks)
         except Interrupted:
@@ -227,13 +229,13 @@ def _loop(trainer: Trainer, recorder: Recorder, callbacks: Sequence[BaseCallback
         except (NumericalError, WorkerError):
             recorder.save()
             raise
+        except KeyboardInterrupt:  # a second one, which is not to wait for callbacks
+            ending.pop_all()
+            raise
         recorder.finish()
         result.iterations = trainer.iteration
         result.interrupted = recorder.written < trainer.config.iterations and result.stopped_by is None
         result.signal, result.saving = stop.number, recorder.saving
-        with ExitStack() as ending:  # which calls all of them, whatever one raises
-            for callback in reversed(callbacks):
-                ending.callback(callback.on_training_end, run)
     return result
 
 
@@ -265,7 +267,7 @@ def _call(callbacks: Sequence[BaseCallback], run: Run, is_evaluated: bool) -> st
     for callback in callbacks:
         answers = [callback.on_evaluation(run)] if is_evaluated else []
         answers.append(callback.on_step(run))
-        if stopping is None and any(answer is False for answer in answers):
+        if stopping is None and any(map(stops, answers)):
             stopping = type(callback).__name__
     if stopping is None or run.iteration == run.config.iterations:
         return None
