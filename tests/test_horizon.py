@@ -144,17 +144,19 @@ def test_points_that_cannot_be_used_count_for_nothing() -> None:
         assert (optimizer.statistics["horizon"] > before) == grows
 
 
-def test_resumed_equals_uninterrupted() -> None:
+@pytest.mark.parametrize("further", [1, 7])
+def test_resumed_equals_uninterrupted(further: int) -> None:
+    """Statistics included, of which the first ones after loading are of a history that was not fitted before it."""
     whole, parted = Bowl(noise=0.3), Bowl(noise=0.3)
     one, other = optimizer_for(whole, 0.02), optimizer_for(parted, 0.02)
-    iterate(one, whole, 13)
+    iterate(one, whole, 6 + further)
     iterate(other, parted, 6)
     points = other.ask()
     state = copy.deepcopy(other.state_dict())
     again = optimizer_for(parted, 0.02)
     again.load_state_dict(state)
     assert torch.equal(again.ask(), points)
-    iterate(again, parted, 7)
+    iterate(again, parted, further)
     assert torch.equal(whole.parameter, parted.parameter)
     assert same(one.state_dict(), again.state_dict())
 

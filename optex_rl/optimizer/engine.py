@@ -84,6 +84,7 @@ class Engine:
             return
         estimator, distances = self._insert(proposal, evaluations)
         iterate = distances[0] if evaluations.rows[0] == 0 and len(distances) == len(evaluations.rows) else None
+        fitted = {} if proposal.cold else estimator.hyperparameters()  # before the steps: if it fails, none was made
         cosines = self._cosines(proposal, evaluations)
         maximize = bool(self.base.groups[0].get("maximize", False))
         choose = SELECTIONS[self.options.selection].choose
@@ -97,7 +98,7 @@ class Engine:
             with self.base.committed_steps() as stepper:
                 steps = select(stepper, estimator, proposal, evaluations, best, self.options, self.horizon, iterate)
         self.horizon = horizon
-        self._record(proposal, evaluations, steps, cosines)
+        self._record(proposal, evaluations, steps, cosines, fitted)
 
     def _proposal_for(self, move: bool) -> Proposal:
         """The iteration under way, of which `tell` brings the evaluations.
@@ -185,6 +186,7 @@ class Engine:
         self.proposal = None
         evaluations = Evaluations([0], gradients, None)
         estimator, distances = self._insert(here, evaluations)
+        fitted = {} if here.cold else estimator.hyperparameters()
         cosines = self._cosines(here, evaluations)
         steps = self.horizon.steps if estimator.ready else self.options.first_steps
         with self.base.committed_steps() as stepper:
@@ -192,7 +194,7 @@ class Engine:
                 follow(stepper, estimator, [0] * steps, distances[0])
             else:
                 unpredicted_steps(stepper, gradients[0], steps)
-        self._record(here, evaluations, steps, cosines)
+        self._record(here, evaluations, steps, cosines, fitted)
 
     def _current_estimator(self) -> Predictor | None:
         """The estimator, on the device and in the precision of the parameters now; None before the first pair."""
@@ -236,14 +238,21 @@ class Engine:
             predictions = predictions[rows]
         return mean_cosines(predictions, evaluations.gradients[: len(rows)], group_sizes(self.base.groups))
 
-    def _record(self, proposal: Proposal, evaluations: Evaluations, steps: int, cosines: list[float]) -> None:
+    def _record(
+        self,
+        proposal: Proposal,
+        evaluations: Evaluations,
+        steps: int,
+        cosines: list[float],
+        fitted: dict[str, Tensor],
+    ) -> None:
         assert self.estimator is not None
         self.statistics = {"steps": float(steps), "history": float(len(self.estimator))}
         if isinstance(self.horizon, AdaptiveHorizon):
             self.statistics["horizon"] = self.horizon.length
         if not proposal.cold:
             variances = proposal.variances[evaluations.rows]
-            self.statistics |= iteration_statistics(cosines, variances, self.estimator, self.base.groups)
+            self.statistics |= iteration_statistics(cosines, variances, fitted, self.base.groups)
 
     def state_dict(self) -> dict[str, Any]:
         """Copy of everything but the base, as plain values and tensors."""

@@ -261,19 +261,19 @@ def group_tags(statistic: str, groups: Sequence[Mapping[str, Any]]) -> list[str]
 
 
 def iteration_statistics(
-    cosines: list[float], variances: Tensor, estimator: Predictor, groups: list[dict[str, Any]]
+    cosines: list[float], variances: Tensor, fitted: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> dict[str, float]:
     """The diagnostics of an iteration by name.
 
     Args:
         cosines: between predictions and true gradients, from `mean_cosines` over the groups; empty if there were none.
         variances: posterior variances at the points, ``[N, B]``.
-        estimator: gives its fitted hyperparameters.
+        fitted: the estimator's hyperparameters by name, ``[B]`` each.
         groups: parameter groups; several get a cosine each.
     """
     names = group_names(groups)
     statistics = dict(zip(group_tags("cosine", groups), cosines, strict=False))
-    figures = {**estimator.hyperparameters(), "variance": variances.mean(0)}
+    figures = {**fitted, "variance": variances.mean(0)}
     values = {name: blocks.tolist() for name, blocks in figures.items()}
     for key, blocks in values.items():
         tags = [key] if len(blocks) == 1 else [f"{key}/{name}" for name in names]

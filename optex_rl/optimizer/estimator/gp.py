@@ -53,7 +53,7 @@ class Predictor(History, ABC):
         """
 
     def hyperparameters(self) -> dict[str, Tensor]:
-        """The fitted hyperparameters by name, one number per block ``[B]``."""
+        """The hyperparameters by name, fitted to the present history, one number per block ``[B]``."""
         return {}
 
     def predict(self, point: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +178,9 @@ class GradientEstimator(Predictor):
         return (1.0 - self._whitened_kernel(distances).square().sum((-2, -1))).clamp_min(0.0)
 
     def hyperparameters(self) -> dict[str, Tensor]:
-        """Length scale and noise of each block, ``[B]``, as last fitted."""
+        """Length scale and noise of each block, ``[B]``, for the present history."""
+        if self._changed:
+            self.fit()
         return {"lengthscale": self.lengthscale, "noise": self.noise}
 
     def _whitened_kernel(self, distances: Tensor) -> Tensor:
