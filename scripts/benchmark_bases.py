@@ -95,7 +95,7 @@ def measure(pool: ProcessPoolExecutor, flags: dict[str, Any], seeds: int, rate: 
     """Choose a rate unless there is one, and run the seeds with it."""
 
     def areas(rate: float, these: Iterable[int]) -> list[float]:
-        given = given_options(flags) | {"learning_rate": rate}
+        given = {"horizon": "fixed", **given_options(flags), "learning_rate": rate}
         return list(pool.map(area, [TrainConfig(**given, seed=seed) for seed in these]))
 
     if rate is None:

@@ -38,7 +38,13 @@ from optex_rl.training.builders import split_critic
 
 ray: Any = importlib.import_module("ray")  # typed in parts only
 
-SMALL: Mapping[str, Any] = {"logdir": None, "eval_freq": 0, "progress_bar": False, "iterations": 10**6}
+SMALL: Mapping[str, Any] = {
+    "logdir": None,
+    "eval_freq": 0,
+    "progress_bar": False,
+    "iterations": 10**6,
+    "horizon": "fixed",
+}
 
 
 @contextmanager

@@ -104,7 +104,9 @@ class Quadratic:
         generator = torch.Generator().manual_seed(0)
         self.curvature = torch.rand(d, generator=generator).add_(0.5)
         parameter = Parameter(torch.randn(d, generator=generator))
-        self.optimizer = OptEx([parameter], lr=1e-3, parallelism=N, history_size=T0, selection=selection)
+        self.optimizer = OptEx(
+            [parameter], lr=1e-3, parallelism=N, history_size=T0, selection=selection, horizon="fixed"
+        )
 
     def iterate(self) -> None:
         """One sequential iteration."""

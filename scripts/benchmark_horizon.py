@@ -25,7 +25,7 @@ from optex_rl.compare.statistics import bands
 
 from .benchmark_supervised import TASKS
 from .benchmark_synthetic import FUNCTIONS, Synthetic
-from .curves import Method, Problem, baselines, optex, record
+from .curves import Method, Problem, baselines, record
 from .reports import at_least
 
 
@@ -103,8 +103,7 @@ def main() -> None:
     torch.set_num_threads(1)
     N = options.parallelism
     (data_parallel,) = (method for method in baselines(N) if method.samples > 1)
-    auto = Method("OptEx, auto", N, options={"horizon": "auto"})
-    methods = [data_parallel, Method("OptEx, fixed", N, options=optex(N, "refine").options), auto]
+    methods = [data_parallel, *(Method(f"OptEx, {name}", N, options={"horizon": name}) for name in ("fixed", "auto"))]
     print("| problem | rate | method | mean loss (95 %) | loss at the end (95 %) | base steps |")
     print("|---|---|---|---|---|---|")
     for name in options.problems:

@@ -32,8 +32,9 @@ def timed_iteration(trainer: Trainer) -> tuple[float, float, float]:
 
 def medians(env: str, options: argparse.Namespace) -> list[list[float]]:
     """Milliseconds of `timed_iteration` on a task, for each N."""
+    T0 = options.history_size
     trainers = [
-        Trainer(TrainConfig(env=env, algo=options.algo, parallelism=N, history_size=options.history_size))
+        Trainer(TrainConfig(env=env, algo=options.algo, parallelism=N, history_size=T0, horizon="fixed"))
         for N in options.parallelism
     ]
     warm_up = max(-(-trainer.optimizer.options.history_size // trainer.config.parallelism) for trainer in trainers) + 2

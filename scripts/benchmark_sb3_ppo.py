@@ -53,7 +53,8 @@ def compare(batch_size: int, N: int, repeats: int) -> tuple[float, float]:
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
         policy.optimizer.step()
 
-    optimizer = OptEx(policy.parameters(), lr=3e-4, **sb3_defaults("ppo"), parallelism=N, max_grad_norm=0.5)
+    options = {**sb3_defaults("ppo"), "parallelism": N, "max_grad_norm": 0.5, "horizon": "fixed"}
+    optimizer = OptEx(policy.parameters(), lr=3e-4, **options)
 
     def iteration() -> None:
         points = optimizer.ask().requires_grad_()

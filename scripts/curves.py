@@ -136,10 +136,11 @@ def run(method: Method, problem: Problem, iterations: int, *, every: int = 1, **
         problem: what is minimised.
         iterations: sequential iterations.
         every: iterations between two figures.
-        **options: of `OptEx`; those of the method win.
+        **options: of `OptEx`; those of the method win. The horizon is fixed, as in the paper.
 
     Raises:
         ConfigError: an option is outside what is allowed.
     """
-    optimizer = OptEx(problem.parameters, **{**options, **method.options}, parallelism=method.parallelism)
+    options = {"horizon": "fixed", **options, **method.options, "parallelism": method.parallelism}
+    optimizer = OptEx(problem.parameters, **options)
     return record(lambda: method.iterate(optimizer, problem), problem, iterations, every)

@@ -170,7 +170,7 @@ def test_one_point_is_bare_sam(inner: type[Optimizer], max_grad_norm: float | No
 @pytest.mark.parametrize("selection", ["last", "refine"])
 def test_an_exact_estimate_makes_true_steps_of_sam(selection: str) -> None:
     ours, plain = Problem(), Problem()
-    optimizer = OptEx(ours.groups(0.01), base="sam", parallelism=4, selection=selection)
+    optimizer = OptEx(ours.groups(0.01), base="sam", parallelism=4, selection=selection, horizon="fixed")
     # The first iteration knows no other gradient than that of the iterate, which makes the step of the inner base.
     optimizer.step(closure_of(ours, optimizer))
     inner = torch.optim.Adam(plain.groups(0.01))

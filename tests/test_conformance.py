@@ -307,8 +307,8 @@ def test_a_state_saved_in_mid_cycle_loads_into_other_options(
     saved: dict[str, Any], loaded: dict[str, Any], steps: int
 ) -> None:
     """The iteration under way, of another length, is dropped; the history stays."""
-    problem, optimizer = started(CASES["Adam"], 4, steps, **saved)
-    options = {"parallelism": 4, "without_closure": "emulate", **loaded}
+    problem, optimizer = started(CASES["Adam"], 4, steps, horizon="fixed", **saved)
+    options = {"parallelism": 4, "without_closure": "emulate", "horizon": "fixed", **loaded}
     other = OptEx(problem.groups(), **options)
     other.load_state_dict(through_a_file(optimizer.state_dict()))
     state = other.state_dict()["optex"]

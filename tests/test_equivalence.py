@@ -108,7 +108,7 @@ def test_one_point_clips_as_the_base_with_clip_grad_norm(how: Drive) -> None:
 def with_exact_estimator(case: Case, **options: Any) -> tuple[Problem, OptEx]:
     """A problem and OptEx around `case`, one step taken, an exact estimator put in."""
     problem = case.problem()
-    optimizer = case.optex(problem, parallelism=4, **options)
+    optimizer = case.optex(problem, parallelism=4, horizon="fixed", **options)
     optimizer.step(closure_of(problem, optimizer))
     optimizer._engine.estimator = ExactEstimator(problem.copy())  # type: ignore[assignment]
     return problem, optimizer
@@ -242,7 +242,7 @@ def test_rosenbrock_needs_a_quarter_of_the_sequential_iterations(selection: str)
     for _ in range(120):
         rosenbrock_closure(plain)
         adam.step()
-    optimizer = OptEx([ours], lr=0.1, parallelism=5, selection=selection)
+    optimizer = OptEx([ours], lr=0.1, parallelism=5, selection=selection, horizon="fixed")
     for _ in range(30):
         optimizer.step(lambda: rosenbrock_closure(ours))
     assert rosenbrock(ours) <= rosenbrock(plain)

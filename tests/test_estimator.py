@@ -198,7 +198,7 @@ def test_distances_between_the_points_of_a_path_worked_by_hand() -> None:
 def test_equal_coordinates_leave_the_kernel_matrix_positive(kernel: str) -> None:
     """All products of two steps are one number, whose sum rounds the same way every time: the worst there is."""
     x = torch.nn.Parameter(torch.full((100_000,), -1.0))
-    optimizer = OptEx([x], lr=0.1, base="adam", parallelism=5, kernel=kernel)
+    optimizer = OptEx([x], lr=0.1, base="adam", parallelism=5, kernel=kernel, horizon="fixed")
 
     def closure() -> Tensor:
         optimizer.zero_grad()

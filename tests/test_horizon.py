@@ -62,13 +62,13 @@ def test_descents_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("begin", "end", "factor"),
-    [(1.0, 0.9, 1.5), (1.0, 0.7, 1.0), (1.0, 0.0, 1.0), (1.0, -0.1, 0.5), (-1.0, 1.0, 1.0), (-1.0, -1.0, 1.0)],
+    [(1.0, 0.6, 2.0), (1.0, 0.4, 1.0), (1.0, 0.0, 1.0), (1.0, -0.1, 0.5), (-1.0, 1.0, 1.0), (-1.0, -1.0, 1.0)],
 )
 def test_it_grows_stays_and_shrinks(begin: float, end: float, factor: float) -> None:
     before = AdaptiveHorizon(N, length=2.0)
     after = before.adapted(begin, end)
     assert after == AdaptiveHorizon(N, 2.0 * factor, begin / 2, end / 2)  # half of the old mean, 0, half of the value
-    assert AdaptiveHorizon(N, 2.0, 0.0, 1.0).adapted(1.0, -0.1).length == 2.0 * 1.5  # 0.45 of 0.5 are left
+    assert AdaptiveHorizon(N, 2.0, 0.0, 1.0).adapted(1.0, -0.1).length == 2.0 * 2.0  # 0.45 of 0.5 are left
 
 
 def test_it_keeps_within_its_bounds() -> None:
@@ -163,7 +163,7 @@ def test_resumed_equals_uninterrupted(further: int) -> None:
 
 def test_states_of_the_other_kind_are_loaded_too() -> None:
     bowl = Bowl()
-    fixed = OptEx([bowl.parameter], lr=0.02, base="sgd", parallelism=N)
+    fixed = OptEx([bowl.parameter], lr=0.02, base="sgd", parallelism=N, horizon="fixed")
     iterate(fixed, bowl, 3)
     auto = optimizer_for(bowl, 0.02)
     auto.load_state_dict(fixed.state_dict())
@@ -188,20 +188,35 @@ def test_a_saved_length_is_kept_within_bounds_and_must_be_a_number() -> None:
         optimizer.load_state_dict(state)
 
 
-@pytest.mark.parametrize("options", [{"selection": "last"}, {"stride": 2}])
-def test_it_is_for_refine_and_decides_the_stride(options: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=r"horizon 'auto' needs selection 'refine' and stride 1, .* got "):
-        optimizer_for(Bowl(), 0.1, **options)
+@pytest.mark.parametrize("options", [{"selection": "last"}, {"selection": "grad_norm"}, {"stride": 2}])
+def test_where_it_cannot_adapt_it_is_fixed(options: dict[str, object]) -> None:
+    """Selections of one point have the steps to it, and a stride says how long the chain is."""
+    whole, plain = Bowl(), Bowl()
+    auto = optimizer_for(whole, 0.05, **options)
+    fixed = OptEx([plain.parameter], lr=0.05, base="sgd", parallelism=N, horizon="fixed", **options)  # type: ignore[arg-type]
+    iterate(auto, whole, 6)
+    iterate(fixed, plain, 6)
+    assert torch.equal(whole.parameter, plain.parameter)
+    assert auto.statistics == fixed.statistics
+
+
+def test_one_gradient_makes_n_steps() -> None:
+    """Without a closure nothing is evaluated on the way."""
+    whole, plain = Bowl(), Bowl()
+    auto = optimizer_for(whole, 0.05)
+    fixed = OptEx([plain.parameter], lr=0.05, base="sgd", parallelism=N, horizon="fixed")
+    for _ in range(6):
+        for bowl, optimizer in ((whole, auto), (plain, fixed)):
+            bowl.parameter.grad = bowl.parameter.detach().clone()
+            optimizer.step()
+    assert torch.equal(whole.parameter, plain.parameter)
+    assert auto.statistics["steps"] == N
+
+
+def test_it_is_the_default_and_has_two_values() -> None:
+    assert OptEx([Bowl().parameter]).options.adaptive
     with pytest.raises(ConfigError, match="horizon must be one of"):
         OptEx([Bowl().parameter], horizon="long")
-
-
-def test_it_needs_n_gradients() -> None:
-    bowl = Bowl()
-    optimizer = optimizer_for(bowl, 0.1)
-    bowl.parameter.grad = bowl.parameter.detach().clone()
-    with pytest.raises(ConfigError, match="horizon 'auto' needs the gradients of N points: give step"):
-        optimizer.step()
 
 
 def test_emulate_equals_ask_and_tell() -> None:

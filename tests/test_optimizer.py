@@ -35,7 +35,7 @@ def square_closure(optimizer: OptEx, parameter: Tensor) -> Callable[[], Tensor]:
 def warm(**options: Any) -> tuple[Problem, OptEx]:
     """Three iterations on the problem: predictions are in use."""
     problem = Problem()
-    optimizer = CASES["Adam"].optex(problem, **options)
+    optimizer = CASES["Adam"].optex(problem, horizon="fixed", **options)
     for _ in range(3):
         optimizer.step(closure_of(problem, optimizer))
     assert "cosine" in optimizer.statistics
@@ -132,7 +132,7 @@ def test_cold_iterations_step_with_the_mean_gradient() -> None:
     assert torch.equal(optimizer.ask(), torch.zeros(2, 2))
     optimizer.tell(torch.tensor([[1.0, 0.0], [3.0, -2.0]]))
     assert torch.equal(theta, torch.tensor([-2.0, 1.0]))
-    assert optimizer.statistics == {"steps": 1.0, "history": 2.0}
+    assert optimizer.statistics == {"steps": 1.0, "history": 2.0, "horizon": 1 / 16}
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
@@ -170,7 +170,7 @@ def test_first_steps_without_closure_and_with_one_point() -> None:
 def test_the_second_iteration_of_refine_looks_along_the_gradient_of_the_first() -> None:
     """And no warning: copies of one point have no singular kernel matrix, even without noise."""
     theta = Parameter(torch.zeros(2))
-    optimizer = OptEx([theta], lr=0.5, base="sgd", parallelism=3, noise=0.0)
+    optimizer = OptEx([theta], lr=0.5, base="sgd", parallelism=3, noise=0.0, horizon="fixed")
     gradient = torch.tensor([2.0, -4.0])
     optimizer.ask()
     optimizer.tell(gradient.repeat(3, 1))
@@ -193,7 +193,7 @@ def test_selections_that_go_where_they_look_wait_for_a_second_point(selection: s
 def test_a_group_that_never_moves_has_no_length_scale() -> None:
     moving, still = Parameter(torch.ones(3)), Parameter(torch.ones(2))
     groups: list[dict[str, Any]] = [{"params": [moving]}, {"params": [still], "lr": 0.0}]
-    optimizer = OptEx(groups, lr=0.1, base="sgd", blocks="groups", noise=0.01)
+    optimizer = OptEx(groups, lr=0.1, base="sgd", blocks="groups", noise=0.01, horizon="fixed")
     for _ in range(4):
         optimizer.tell(optimizer.ask())
     assert torch.equal(still, torch.ones(2))
@@ -598,7 +598,7 @@ def test_statistics_of_one_group_have_no_groups() -> None:
     optimizer = OptEx([theta], lr=0.1, blocks="groups")
     for _ in range(4):
         optimizer.step(square_closure(optimizer, theta))
-    assert set(optimizer.statistics) == {"steps", "history", "cosine", "lengthscale", "noise", "variance"}
+    assert set(optimizer.statistics) == {"steps", "history", "horizon", "cosine", "lengthscale", "noise", "variance"}
 
 
 def test_statistics_with_one_point_and_before_the_first_step_are_empty() -> None:

@@ -42,9 +42,8 @@ def test_a_prediction_does_not_change_with_the_history() -> None:
 def test_an_iteration_follows_the_predictor(predictor: str, selection: str) -> None:
     """SGD from θ: the chain goes along one direction; `refine` goes again, `last` ends with the last true gradient."""
     theta = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-    optimizer = OptEx(
-        [theta], lr=0.1, base="sgd", parallelism=3, history_size=6, predictor=predictor, selection=selection
-    )
+    options = {"predictor": predictor, "selection": selection, "horizon": "fixed"}
+    optimizer = OptEx([theta], lr=0.1, base="sgd", parallelism=3, history_size=6, **options)  # type: ignore[arg-type]
 
     def gradient_at(points: Tensor) -> Tensor:
         return points * torch.tensor([1.0, 3.0])

@@ -133,7 +133,8 @@ def test_run_folder(tmp_path: Path) -> None:
     assert load_config(run_dir / "config.yml") == options
     with (run_dir / "progress.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["iteration", *COLUMNS, "cosine/all", "cosine/critic", "ceiling/all", "ceiling/critic"]
+    extra = ["horizon", "cosine/all", "cosine/critic", "ceiling/all", "ceiling/critic"]
+    assert list(rows[0]) == ["iteration", *COLUMNS, *extra]
     assert [row["iteration"] for row in rows] == ["1", "2", "3", "4"]
     assert float(rows[-1]["cumulative_average_reward"]) == result.rows[-1]["rollout/cumulative_average_reward"]
     assert [row["eval_return"] != "" for row in rows] == [False, True, False, True]

@@ -173,11 +173,6 @@ class Engine:
 
     def extrapolate(self) -> None:
         """Insert one true gradient into the history, then take N·stride base steps with posterior means."""
-        if self.options.horizon == "auto":
-            raise ConfigError(
-                "horizon 'auto' needs the gradients of N points: give step() a closure, or use ask() and tell(), or "
-                "without_closure 'emulate'"
-            )
         gradient, with_gradient = self.base.read_gradient()
         gradients, points = gradient[None], self.base.point()[None]
         check_finite(gradients)
@@ -188,7 +183,7 @@ class Engine:
         estimator, distances = self._insert(here, evaluations)
         fitted = {} if here.cold else estimator.hyperparameters()
         cosines = self._cosines(here, evaluations)
-        steps = self.horizon.steps if estimator.ready else self.options.first_steps
+        steps = self.options.parallelism * self.options.stride if estimator.ready else self.options.first_steps
         with self.base.committed_steps() as stepper:
             if estimator.ready:
                 follow(stepper, estimator, [0] * steps, distances[0])

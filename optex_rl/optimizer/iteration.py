@@ -61,7 +61,7 @@ class Proposal:
     def fits(self, options: OptExOptions) -> bool:
         """Whether it has the number of points and of estimates that the options ask for."""
         N = options.parallelism
-        M = N if options.horizon == "auto" else (N - 1) * options.stride
+        M = N if options.adaptive else (N - 1) * options.stride
         return len(self.points) == N and (self.cold or len(self.estimates) == M)
 
     def keep_only(self, chosen: int | None) -> None:
@@ -131,7 +131,7 @@ def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions, 
     looks_first = SELECTIONS[options.selection].choose is None
     if N == 1 or estimator is None or not (estimator.ready or (looks_first and len(estimator) > 0)):
         return predict_here(base.point().repeat(N, 1), None)
-    if options.horizon == "auto":
+    if options.adaptive:
         return propose_between(base, estimator, horizon.places)
     distances = []
     last = (N - 1) * stride

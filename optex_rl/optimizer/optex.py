@@ -54,9 +54,9 @@ class OptEx(Optimizer):
             its true gradient; ``"loss"``, ``"grad_norm"``: the same from the point with the least loss or gradient
             norm; ``"refine"`` (ours): with the N new pairs in the history, N·stride base steps from the old iterate
             with the new posterior means, which use all N gradients and average their noise.
-        stride: base steps from one point to the next.
+        stride: base steps from one point to the next; with more than 1 the horizon is fixed.
         first_steps: base steps with the mean gradient while nothing can be predicted; N suits the natural gradient.
-        horizon: base steps of ``"refine"``. ``"fixed"``: N·stride; ``"auto"``: 1 to N, by the slopes at the points.
+        horizon: base steps of ``"refine"``: ``"auto"``, 1 to N by the slopes at the points; ``"fixed"``, N·stride.
         blocks: ``"joint"``: one posterior for all parameters; ``"groups"``: one for each parameter group.
         predictor: ``"posterior"``, or as baselines ``"mean"`` or ``"last"`` of the known gradients.
         without_closure: what ``step()`` does without a closure. ``"extrapolate"``: the gradient in ``.grad`` enters the

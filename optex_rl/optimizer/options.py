@@ -34,7 +34,7 @@ class OptExOptions:
     selection: str = "refine"
     stride: int = 1
     first_steps: int = 1
-    horizon: str = "fixed"
+    horizon: str = "auto"
     blocks: str = "joint"
     predictor: str = "posterior"
     without_closure: str = "extrapolate"
@@ -59,13 +59,14 @@ class OptExOptions:
             )
         if self.without_closure == "emulate" and SELECTIONS[self.selection].needs_losses:
             raise ConfigError(f"selection {self.selection!r} needs losses, which without_closure 'emulate' never sees")
-        if self.horizon == "auto" and (SELECTIONS[self.selection].choose is not None or self.stride > 1):
-            raise ConfigError(
-                "horizon 'auto' needs selection 'refine' and stride 1, for it decides the steps of an iteration and "
-                f"where the points lie, got {self.selection!r} and {self.stride}"
-            )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ConfigError(f"max_grad_norm must be positive or None, got {self.max_grad_norm}")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the horizon adapts: N points whose gradients all make the steps, as many steps as they allow."""
+        refines = SELECTIONS[self.selection].choose is None
+        return self.horizon == "auto" and refines and self.stride == 1 and self.parallelism > 1
 
     def estimator_options(self) -> dict[str, Any]:
         """The options of the predictor; only the posterior has hyperparameters."""
