@@ -62,13 +62,13 @@ def test_descents_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("begin", "end", "factor"),
-    [(1.0, 0.6, 2.0), (1.0, 0.4, 1.0), (1.0, 0.0, 1.0), (1.0, -0.1, 0.5), (-1.0, 1.0, 1.0), (-1.0, -1.0, 1.0)],
+    [(1.0, 0.9, 1.5), (1.0, 0.7, 1.0), (1.0, 0.0, 1.0), (1.0, -0.1, 0.5), (-1.0, 1.0, 1.0), (-1.0, -1.0, 1.0)],
 )
 def test_it_grows_stays_and_shrinks(begin: float, end: float, factor: float) -> None:
     before = AdaptiveHorizon(N, length=2.0)
     after = before.adapted(begin, end)
     assert after == AdaptiveHorizon(N, 2.0 * factor, begin / 2, end / 2)  # half of the old mean, 0, half of the value
-    assert AdaptiveHorizon(N, 2.0, 0.0, 1.0).adapted(1.0, -0.1).length == 2.0 * 2.0  # 0.45 of 0.5 are left
+    assert AdaptiveHorizon(N, 2.0, 0.0, 1.0).adapted(1.0, -0.1).length == 2.0 * 1.5  # 0.45 of 0.5 are left
 
 
 def test_it_keeps_within_its_bounds() -> None:

@@ -270,6 +270,12 @@ def test_the_base_is_the_optimizer_of_policy_kwargs() -> None:
     assert same(adam.base.defaults, DQN("MlpPolicy", "CartPole-v1", device="cpu").policy.optimizer.defaults)
 
 
+def test_the_horizon_is_fixed_unless_told_otherwise() -> None:
+    for given, adapts in (({}, False), ({"horizon": "auto"}, True)):
+        optimizer: Any = make(optex_kwargs=given).policy.optimizer
+        assert optimizer.options.adaptive == adapts
+
+
 @pytest.mark.parametrize("selection", ["last", "loss", "grad_norm", "refine"])
 def test_every_selection_learns(selection: str) -> None:
     model = make(optex_kwargs={"selection": selection, "history_size": 9})

@@ -5,10 +5,10 @@
 "auto": h base steps, the N points evenly on the way to the end of the h-th. Their true gradients give the slope along
 the way Δ from the first to the last of them, and a line through these slopes what the loss falls by at the start of the
 way, a, and at its end, b. Neither is biased by the noise of these gradients, for the way was laid out before they were
-drawn. Where the loss falls at least half as steeply as at the start, one may go further; where it rises, less far. With
-h below 1.5 there is one base step, with the mean of N gradients near the iterate: that is data-parallel. Where not all
-N gradients make the steps (selections of one point, no closure), and where ``stride`` says how long they are, the
-horizon is fixed all the same.
+drawn. Where the loss falls as steeply as at the start, one may go further; where it rises, less far. With h below 1.5
+there is one base step, with the mean of N gradients near the iterate: that is data-parallel. Where not all N gradients
+make the steps (selections of one point, no closure), and where ``stride`` says how long they are, the horizon is fixed
+all the same.
 
 Not in the paper. In hypergradient descent (Baydin et al., 2018, arXiv 1703.04782) the sign of such a slope adapts the
 rate; here both ends are compared, for a step at whose end the loss still falls may well be too long.
@@ -31,9 +31,9 @@ from .options import OptExOptions
 
 START: Final = 1 / 16  # base steps: data-parallel until the slopes allow more
 SHORTEST: Final = 1 / 32  # never 0: without a way there are no slopes along it, and no way back
-LONGER: Final = 2.0  # factor on h where one may go further
+LONGER: Final = 1.5  # factor on h where one may go further
 SHORTER: Final = 2.0  # divisor of h where one must not
-FLAT: Final = 0.5  # share of the slope at the start that is left at the end of a way that may grow
+FLAT: Final = 0.8  # share of the slope at the start that is left at the end of a way that may grow
 MEMORY: Final = 0.5  # of the running means of both slopes
 
 
@@ -103,7 +103,7 @@ class AdaptiveHorizon:
     def adapted(self, begin: float, end: float) -> AdaptiveHorizon:
         """With the slopes ``begin`` and ``end`` of an iteration in the running means a and b, which then decide.
 
-        h is doubled if b > 0.5 a and halved if b < 0. Otherwise it stays, and where a ≤ 0, too: then the prediction was
+        h grows if b > 0.8 a and shrinks if b < 0. Otherwise it stays, and where a ≤ 0, too: then the prediction was
         wrong from the start, and does not say how far one may go.
         """
         a = MEMORY * self.begin + (1 - MEMORY) * begin

@@ -181,9 +181,9 @@ class OptEx(Optimizer):
 
         ``steps``: base steps from the old iterate to the new one; ``history``: pairs known; ``horizon``, where it
         adapts: that of the next iteration. Where there was a prediction also ``cosine``: mean cosine between prediction
-        and true gradient at the points but the last, where no step starts; ``lengthscale``, unless infinite; ``noise``
-        and ``variance`` (mean posterior variance at the points), in units of the kernel's amplitude. With several
-        parameter groups ``cosine/NAME``, and with ``blocks="groups"`` also ``lengthscale/NAME`` …, NAME being the
+        and true gradient at the points (but for the last one of a fixed chain); ``lengthscale``, unless infinite;
+        ``noise`` and ``variance`` (mean posterior variance at the points), in units of the kernel's amplitude. Several
+        parameter groups have ``cosine/NAME``, and with ``blocks="groups"`` also ``lengthscale/NAME`` …, NAME being the
         group's ``"name"`` if it has one, or its number.
         """
         return dict(self._engine.statistics)

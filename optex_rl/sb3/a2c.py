@@ -52,7 +52,7 @@ class OptExA2C(A2C):
         *args: further arguments of A2C, in its order.
         parallelism: N.
         envs_per_point: M, where ``env`` is a name; a native environment is made if there is one.
-        optex_kwargs: further arguments of `OptEx`, such as ``history_size`` or ``selection``.
+        optex_kwargs: further arguments of `OptEx`, such as ``history_size``; ``horizon`` is ``"fixed"`` by default.
         policy_kwargs: as in A2C. ``optimizer_class`` and ``optimizer_kwargs`` are the base and its arguments; A2C's
             RMSprop by default.
         **kwargs: further arguments of A2C by name.

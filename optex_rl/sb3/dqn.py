@@ -39,7 +39,7 @@ class OptExDQN(DQN):
         env: as in DQN.
         *args: further arguments of DQN, in its order.
         parallelism: N.
-        optex_kwargs: further arguments of `OptEx`, such as ``history_size`` or ``selection``.
+        optex_kwargs: further arguments of `OptEx`, such as ``history_size``; ``horizon`` is ``"fixed"`` by default.
         policy_kwargs: as in DQN. ``optimizer_class`` and ``optimizer_kwargs`` are the base and its arguments; Adam by
             default.
         **kwargs: further arguments of DQN by name.

@@ -24,7 +24,7 @@ def with_optex(
         policy_kwargs: ``optimizer_class`` and ``optimizer_kwargs`` are the base and its arguments.
         parallelism: N.
         max_grad_norm: of the algorithm. With one point it clips before the step, as ever; with more OptEx does.
-        optex_kwargs: further arguments of `OptEx`.
+        optex_kwargs: further arguments of `OptEx`, whose ``horizon`` is ``"fixed"`` unless they say otherwise.
         adam_kwargs: what the policy gives Adam where no arguments are given.
     """
     cls = policy_kwargs.get("optimizer_class", torch.optim.Adam)
