@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from optex_rl import OptEx
+from optex_rl.optimizer.horizon import AdaptiveHorizon
 
 from .helpers import CASES, TYPICAL, Case, ExactEstimator, Problem, advance, closure_of, same
 
@@ -108,10 +109,26 @@ def test_one_point_clips_as_the_base_with_clip_grad_norm(how: Drive) -> None:
 def with_exact_estimator(case: Case, **options: Any) -> tuple[Problem, OptEx]:
     """A problem and OptEx around `case`, one step taken, an exact estimator put in."""
     problem = case.problem()
-    optimizer = case.optex(problem, parallelism=4, horizon="fixed", **options)
+    optimizer = case.optex(problem, parallelism=4, **{"horizon": "fixed", **options})
     optimizer.step(closure_of(problem, optimizer))
     optimizer._engine.estimator = ExactEstimator(problem.copy())  # type: ignore[assignment]
     return problem, optimizer
+
+
+@every_base
+@pytest.mark.parametrize("length", [2.0, 4.0])
+def test_an_exact_estimate_makes_as_many_true_steps_as_the_horizon_has(case: Case, length: float) -> None:
+    ours, optimizer = with_exact_estimator(case, horizon="auto")
+    optimizer._engine.estimator.inserted = 4  # type: ignore[union-attr]  # in the first iteration
+    plain = case.problem()
+    base = case.base(plain)
+    advance(plain, base, 1)
+    for _ in range(3):
+        optimizer._engine.horizon = AdaptiveHorizon(4, length)
+        optimizer.step(closure_of(ours, optimizer))
+        advance(plain, base, int(length))
+        assert torch.equal(ours.point(), plain.point())
+    assert same(optimizer.base.state_dict(), base.state_dict())
 
 
 @every_base

@@ -210,6 +210,7 @@ def test_one_gradient_makes_n_steps() -> None:
             bowl.parameter.grad = bowl.parameter.detach().clone()
             optimizer.step()
     assert torch.equal(whole.parameter, plain.parameter)
+    assert auto.statistics == fixed.statistics  # and nothing of a horizon
     assert auto.statistics["steps"] == N
 
 

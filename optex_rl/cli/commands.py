@@ -46,7 +46,7 @@ def run_command(arguments: Sequence[str]) -> int:
         options = build_parser(arguments).parse_args(arguments)
         check_between("threads", options.threads, 1, MOST_THREADS)
         torch.set_num_threads(options.threads)
-        with warnings.catch_warnings(), threads_that_cannot_write_are_silent(), working_directory_importable():
+        with warnings.catch_warnings(), events_fail_silently(), working_directory_importable():
             warnings.showwarning = show_warning
             status: int = options.run(options)
     except OptExError as error:
@@ -69,10 +69,16 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def threads_that_cannot_write_are_silent() -> Iterator[None]:
+def events_fail_silently() -> Iterator[None]:
     """A block without tracebacks of TensorBoard's thread on a full disk, whose error is raised at the next event."""
     before = threading.excepthook
-    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else before(args)
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        is_writer = type(args.thread).__module__.startswith("tensorboard.")
+        if not (is_writer and issubclass(args.exc_type, OSError)):
+            before(args)
+
+    threading.excepthook = hook
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from ..common.errors import ConfigError
 from .estimator.gp import Predictor
 from .estimator.predictors import PREDICTORS
 from .evaluations import Evaluations, as_losses, check_evaluations, check_finite
-from .horizon import AdaptiveHorizon, make_horizon
+from .horizon import AdaptiveHorizon, FixedHorizon, make_horizon
 from .iteration import (
     Proposal,
     follow,
@@ -99,6 +99,8 @@ class Engine:
                 steps = select(stepper, estimator, proposal, evaluations, best, self.options, self.horizon, iterate)
         self.horizon = horizon
         self._record(proposal, evaluations, steps, cosines, fitted)
+        if isinstance(horizon, AdaptiveHorizon):
+            self.statistics["horizon"] = horizon.length
 
     def _proposal_for(self, move: bool) -> Proposal:
         """The iteration under way, of which `tell` brings the evaluations.
@@ -183,7 +185,8 @@ class Engine:
         estimator, distances = self._insert(here, evaluations)
         fitted = {} if here.cold else estimator.hyperparameters()
         cosines = self._cosines(here, evaluations)
-        steps = self.options.parallelism * self.options.stride if estimator.ready else self.options.first_steps
+        fixed = FixedHorizon(self.options.parallelism, self.options.stride)  # one gradient does not say more
+        steps = fixed.steps if estimator.ready else self.options.first_steps
         with self.base.committed_steps() as stepper:
             if estimator.ready:
                 follow(stepper, estimator, [0] * steps, distances[0])
@@ -243,8 +246,6 @@ class Engine:
     ) -> None:
         assert self.estimator is not None
         self.statistics = {"steps": float(steps), "history": float(len(self.estimator))}
-        if isinstance(self.horizon, AdaptiveHorizon):
-            self.statistics["horizon"] = self.horizon.length
         if not proposal.cold:
             variances = proposal.variances[evaluations.rows]
             self.statistics |= iteration_statistics(cosines, variances, fitted, self.base.groups)

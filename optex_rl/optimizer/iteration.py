@@ -30,7 +30,7 @@ class Proposal:
     Attributes:
         points: ``[N, d]``; row 0 is the iterate.
         estimates: posterior means where a base step of the chain starts, ``[M, d]``, which leaves out its last point;
-            with ``horizon`` "auto" those at the points, ``[N, d]``. Empty ``[0, d]`` where there was nothing to predict
+            with an adaptive horizon at the points, ``[N, d]``. Empty ``[0, d]`` where there was nothing to predict
             with and all points are the iterate.
         variances: posterior variances at the points, ``[N, B]``; empty where there was nothing to predict with.
         gradients: the true gradients known so far, each ``[d]``, in the order of the points.
@@ -122,8 +122,8 @@ def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions, 
     """The points of the next evaluation: base steps with posterior means, undone afterwards.
 
     θ₀ is the iterate; θᵢ is ``stride`` base steps from θᵢ₋₁, each with the posterior mean where it starts, the state of
-    the base carried along (Algorithm 1, lines 3–5, where ``stride`` is 1). With ``horizon`` "auto" the points are at
-    its places. ``base`` is left as it was.
+    the base carried along (Algorithm 1, lines 3–5, where ``stride`` is 1). Where the horizon adapts they are at its
+    places. ``base`` is left as it was.
     """
     N, stride = options.parallelism, options.stride
     # OptEx never steps to a region it has not evaluated if it takes its steps again afterwards. Then one gradient is

@@ -81,14 +81,10 @@ def refuse_unknown(names: Collection[str], *, wrapping: bool = False) -> None:
         names: the arguments.
         wrapping: whether there is a base already, which its arguments have gone into.
     """
-    known = [spec.name for spec in dataclasses.fields(OptExOptions)]
+    known = [spec.name for spec in dataclasses.fields(OptExOptions)] + ([] if wrapping else ["lr", "base_kwargs"])
     example = ", ".join(f"{name!r}: …" for name in names)
     where = "the optimizer that is wrapped" if wrapping else f"base_kwargs, as in base_kwargs={{{example}}}"
     for name in names:
-        if wrapping:
-            hint = did_you_mean(name, known)
-        else:
-            hint = did_you_mean("lr" if name == "learning_rate" else name, [*known, "lr", "base_kwargs"])
-        raise ConfigError(
-            f"OptEx has no argument {name!r}{hint or f': arguments of the base optimizer go into {where}'}"
-        )
+        word = "lr" if name == "learning_rate" and not wrapping else name  # options of training have the long name
+        hint = did_you_mean(word, known) or f": arguments of the base optimizer go into {where}"
+        raise ConfigError(f"OptEx has no argument {name!r}{hint}")

@@ -33,9 +33,8 @@ def with_optex(
         base_kwargs = adam_kwargs if cls is torch.optim.Adam and options is None else options
         cls, options = OptEx, {"base": cls, "base_kwargs": dict(base_kwargs or {})}
     clip = {"max_grad_norm": None if parallelism == 1 else max_grad_norm}
-    # rl_zoo3's rates, for which N steps are not too many: see docs/stable-baselines3.md.
-    fixed = {"horizon": "fixed"}
-    options = {**fixed, **(options or {}), **clip, **optex_kwargs, "parallelism": parallelism}
+    # N steps are not too many for the rates of rl_zoo3, see docs/stable-baselines3.md.
+    options = {"horizon": "fixed", **(options or {}), **clip, **optex_kwargs, "parallelism": parallelism}
     return {**policy_kwargs, "optimizer_class": cls, "optimizer_kwargs": options}
 
 
