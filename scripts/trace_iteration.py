@@ -3,7 +3,8 @@
 A warm iteration of `Trainer.iterate` is traced: predictions are in use and the history is full. Functions count once
 however often they are called, comprehensions and lambdas among them; only those of this project count, calls from a
 library back into it included. With ``--tree``, every file with its functions and how often each was called. With
-``--sb3``, a rollout and an update of stable-baselines3's A2C instead.
+``--no-shared-critic``, an iteration without the passes of a critic that all points share. With ``--sb3``, a rollout and
+an update of stable-baselines3's A2C instead.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ def traced(call: Callable[[], Any], package: Path) -> tuple[Counter[CodeType], i
     return calls, deepest
 
 
-def ours(env: str, algo: str, parallelism: int) -> tuple[Callable[[], Any], Path]:
+def ours(options: argparse.Namespace) -> tuple[Callable[[], Any], Path]:
     """A warm iteration, and the folder of this package."""
-    trainer = Trainer(TrainConfig.recommended(env, algo, parallelism=parallelism))
+    given = {"n_critic_updates": 0} if options.no_shared_critic else {}
+    trainer = Trainer(TrainConfig.recommended(options.env, options.algo, parallelism=options.parallelism, **given))
     for _ in range(12):
         trainer.iterate()
     return trainer.iterate, Path(optex_rl.__file__).parent
@@ -80,11 +82,12 @@ def main() -> None:
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--algo", default="a2c")
     parser.add_argument("--parallelism", type=int, default=4)
+    parser.add_argument("--no-shared-critic", action="store_true", help="n_critic_updates of 0")
     parser.add_argument("--sb3", action="store_true", help="trace stable-baselines3's A2C")
     parser.add_argument("--tree", action="store_true", help="list files and functions")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    call, package = a2c(options.env) if options.sb3 else ours(options.env, options.algo, options.parallelism)
+    call, package = a2c(options.env) if options.sb3 else ours(options)
     calls, deepest = traced(call, package)
     files: dict[str, list[CodeType]] = {}
     for code in calls:

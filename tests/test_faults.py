@@ -22,8 +22,8 @@ from optex_rl.envs import CartPole
 from optex_rl.optimizer.estimator import gp, kernels
 from optex_rl.training import Trainer
 from optex_rl.training.config import METHODS
-from optex_rl.training.faults import MOST_FILES, find_faults
-from optex_rl.training.rollouts.evaluator import FusedEvaluator
+from optex_rl.training.faults import MOST_FILES
+from optex_rl.training.rollouts.evaluator import FusedEvaluator, find_faults
 
 from .helpers import registered
 

@@ -18,7 +18,7 @@ from ..bases.flat import FlatBase, Stepper
 from ..common.torch_private import changes
 from .estimator.gp import Predictor
 from .evaluations import Evaluations
-from .horizon import Horizon
+from .horizon import AdaptiveHorizon, Horizon
 from .options import OptExOptions
 from .selection import SELECTIONS
 
@@ -131,7 +131,7 @@ def propose(base: FlatBase, estimator: Predictor | None, options: OptExOptions, 
     looks_first = SELECTIONS[options.selection].choose is None
     if N == 1 or estimator is None or not (estimator.ready or (looks_first and len(estimator) > 0)):
         return predict_here(base.point().repeat(N, 1), None)
-    if options.adaptive:
+    if isinstance(horizon, AdaptiveHorizon):
         return propose_between(base, estimator, horizon.places)
     distances = []
     last = (N - 1) * stride

@@ -1,8 +1,9 @@
-"""NaN and infinite numbers in training: how they are found, what is saved of them, and when a run stops.
+"""NaN and infinite numbers in training: what is saved of them, and when a run stops.
 
-The policy: a point whose experience, loss or gradient is not finite is dropped, and the step is made from the others.
-Where no point is left, the kernel matrix is singular or the step would explode the parameters, nothing moves and the
-iteration is repeated with new samples. After more than ``max_bad_iterations`` bad attempts in a row the run stops.
+The policy: a point whose experience, loss or gradient is not finite (`find_faults`) is dropped, and the step is made
+from the others. Where no point is left, the kernel matrix is singular or the step would explode the parameters, nothing
+moves and the iteration is repeated with new samples. After more than ``max_bad_iterations`` bad attempts in a row the
+run stops.
 
 Axes: ``N`` points, ``E`` environments per point, ``d`` parameters.
 """
@@ -12,8 +13,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,34 +21,6 @@ from ..common.storage import save_checkpoint
 from .rollouts.evaluator import Evaluation
 
 MOST_FILES: Final = 5  # faults_ITERATION.pt in a run folder
-
-
-def find_faults(gradients: Tensor, losses: Tensor, broken: npt.NDArray[np.bool_]) -> dict[int, str]:
-    """What is not finite at each point that cannot be used; empty if all is well.
-
-    Args:
-        gradients: ``[N, d]``.
-        losses: ``[N]``.
-        broken: ``[N·E]``, which environments gave observations or rewards that are not finite.
-    """
-    norms = torch.linalg.vector_norm(gradients, dim=1)
-    if norms.isfinite().all() and losses.isfinite().all() and not broken.any():
-        return {}  # as nearly always, at a fraction of the cost
-    by_point = broken.reshape(len(gradients), -1)
-    bad = (~gradients.isfinite()).sum(1).tolist()
-    reasons = {}
-    for point, (loss, entries) in enumerate(zip(losses.tolist(), bad, strict=True)):
-        causes = []
-        if by_point[point].any():
-            which = ", ".join(map(str, np.flatnonzero(by_point[point])))
-            causes.append(f"observations or rewards of its environments {which}")
-        if not np.isfinite(loss):
-            causes.append(f"its loss, {loss}")
-        if entries:
-            causes.append(f"{entries} of {gradients.shape[1]} entries of its gradient")
-        if causes:
-            reasons[point] = " and ".join(causes)
-    return reasons
 
 
 class FaultLog:

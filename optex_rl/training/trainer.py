@@ -32,10 +32,10 @@ from .builders import (
 )
 from .config import TrainConfig
 from .diagnostics import actor_first, ceilings
-from .faults import FaultLog, describe, find_faults, gather_evidence
+from .faults import FaultLog, describe, gather_evidence
 from .rollouts.episodes import EpisodeStatistics
 from .rollouts.evaluation import evaluate_policy, example_observations
-from .rollouts.evaluator import Evaluation, ReportsMetrics
+from .rollouts.evaluator import Evaluation, ReportsMetrics, find_faults
 from .rollouts.seeding import spawn_seeds
 from .updates import CriticUpdates
 

@@ -46,6 +46,34 @@ class Evaluation(NamedTuple):
     samples: int
 
 
+def find_faults(gradients: Tensor, losses: Tensor, broken: npt.NDArray[np.bool_]) -> dict[int, str]:
+    """What is not finite at each point that cannot be used; empty if all is well.
+
+    Args:
+        gradients: ``[N, d]``.
+        losses: ``[N]``.
+        broken: ``[N·E]``, which environments gave observations or rewards that are not finite.
+    """
+    norms = torch.linalg.vector_norm(gradients, dim=1)
+    if norms.isfinite().all() and losses.isfinite().all() and not broken.any():
+        return {}  # as nearly always, at a fraction of the cost
+    by_point = broken.reshape(len(gradients), -1)
+    bad = (~gradients.isfinite()).sum(1).tolist()
+    reasons = {}
+    for point, (loss, entries) in enumerate(zip(losses.tolist(), bad, strict=True)):
+        causes = []
+        if by_point[point].any():
+            which = ", ".join(map(str, np.flatnonzero(by_point[point])))
+            causes.append(f"observations or rewards of its environments {which}")
+        if not np.isfinite(loss):
+            causes.append(f"its loss, {loss}")
+        if entries:
+            causes.append(f"{entries} of {gradients.shape[1]} entries of its gradient")
+        if causes:
+            reasons[point] = " and ".join(causes)
+    return reasons
+
+
 class Evaluator(Protocol):
     """Evaluates an agent's loss and gradient at N parameter sets, each from its own rollouts, here or elsewhere.
 
