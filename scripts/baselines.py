@@ -1,4 +1,4 @@
-"""Optimizers that are no base of OptEx, or not only one: AdaHessian, L-BFGS and Gauss-Newton, on the same problems."""
+"""Baseline optimizers on the same problems: L-BFGS and Gauss-Newton, which are no bases of OptEx, and AdaHessian."""
 
 from __future__ import annotations
 

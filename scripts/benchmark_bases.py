@@ -1,9 +1,9 @@
-"""Every base optimizer alone and under OptEx, each at the best learning rate of a small search of its own: one table.
+"""Every base optimizer alone and under OptEx, each at the best learning rate of its own small search: one table.
 
 The area is the mean of ``ep_rew_mean`` (window: 100 episodes) over all sequential iterations; figures are interquartile
 means over seeds with 95 % bootstrap intervals. Vanilla and OptEx search separately, by the mean area of two seeds that
-the table does not use: three rates a factor of 3 apart, then further ones at the end where the best is, until it is at
-neither. A run that a numerical fault stops has the area 0.
+the table does not use: three rates a factor of 3 apart, extended until the best is at neither end. A run stopped by a
+numerical fault has the area 0.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bases", nargs="+", choices=BASES, default=list(BASES), metavar="BASE")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rate", type=float, help="of all bases, vanilla and OptEx; by default each searches its own")
+    parser.add_argument("--rate", type=float, help="one rate for all bases; by default each searches its own")
     parser.add_argument("--workers", type=int, default=1, help="runs at once")
     add_config_arguments(parser, leave_out=("method", "optimizer", "learning_rate", "seed", *FIXED, *CLUSTER))
     parser.set_defaults(iterations=40)

@@ -1,7 +1,7 @@
-"""What checkpoints cost: seconds spent on writing them, the best model included, in the training time of the same run.
+"""What checkpoints cost: time spent writing them, the best model included, as a share of the run's training time.
 
-One run at d ≈ 5,000 parameters and a full history, with the default interval. The file system decides: point --logdir
-to the disk that matters.
+One run at d ≈ 5,000 parameters and a full history, with the default interval. The result depends on the file system:
+point --logdir to the disk of interest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=500)
     parser.add_argument("--net-arch", type=int, nargs="+", default=[46, 46])
     parser.add_argument("--checkpoint-freq", type=int, default=TrainConfig().checkpoint_freq)
-    parser.add_argument("--logdir", help="where the run is written and removed afterwards (default: the system's)")
+    parser.add_argument("--logdir", help="where the run is written, then removed (default: the system's)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.logdir) as logdir:

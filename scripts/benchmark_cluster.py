@@ -1,14 +1,13 @@
-"""Workers of a Ray cluster beside the fused evaluator, in one run: what they cost, and what they gain where evaluations
-take their time.
+"""Workers of a Ray cluster against the fused evaluator: their cost, and their gain where evaluations are slow.
 
-    overhead  an iteration of CartPole's sizes with N = 4: Ray's part of it, on one worker and on four, and what learner
-              and workers take of the processors, which other programs hardly change
-    cheetah   HalfCheetah-v5: iterations a second of one process and of two workers
-    delay     CartPole whose steps take --delay seconds asleep: N = 16 on sixteen workers and on one; N on N workers
-    sizes     bytes that travel in an iteration, serialised as Ray does it, for several agents and networks
+    overhead  an iteration of CartPole with N = 4: Ray's part of it, on one worker and on four, and the CPU time of
+              learner and workers, which other programs hardly change
+    cheetah   HalfCheetah-v5: iterations per second of one process and of two workers
+    delay     CartPole whose steps sleep for --delay seconds: N = 16 on sixteen workers and on one; N on N workers
+    sizes     bytes sent and received in an iteration, as serialised by Ray, for several agents and networks
 
-Those that are compared take turns, iteration by iteration, and the table has the median and the best of the rounds: on
-a busy machine the best is what the code takes, the median what the machine allowed. Sixteen workers need 5 GB.
+The variants compared take turns, iteration by iteration, and the table has the median and the best of the rounds: on a
+busy machine the best shows what the code needs, the median what the machine allowed. Sixteen workers need 5 GB.
 """
 
 from __future__ import annotations
@@ -132,7 +131,7 @@ def show_cheetah(options: argparse.Namespace) -> None:
         print(f"| {name} | {cells(column(some, seconds))} |")
     ratios = [a["seconds"] / b["seconds"] for a, b in zip(rows["fused"], rows["2 workers"], strict=True)]
     best = column(rows["fused"], seconds)[1] / column(rows["2 workers"], seconds)[1]
-    print(f"\ntwo workers: {statistics.median(ratios):.2f} times the iterations a second (median), best {best:.2f}")
+    print(f"\ntwo workers: {statistics.median(ratios):.2f} times the iterations per second (median), best {best:.2f}")
 
 
 def show_delay(options: argparse.Namespace) -> None:
@@ -211,10 +210,10 @@ PARTS = {"overhead": show_overhead, "cheetah": show_cheetah, "delay": show_delay
 def main() -> None:
     """Parse the flags, run, and print Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("parts", nargs="*", default=list(PARTS), metavar="PART", help=f"any of {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=30, help="iterations of each (default: 30)")
-    parser.add_argument("--delay", type=float, default=2e-3, help="seconds of a step (default: 0.002)")
-    parser.add_argument("--parallelism", type=int, nargs="+", default=[1, 4, 16], help="N of delay (default: 1 4 16)")
+    parser.add_argument("--delay", type=float, default=2e-3, help="seconds per step (default: 0.002)")
+    parser.add_argument("--parallelism", type=int, nargs="+", default=[1, 4, 16], help="N for delay (default: 1 4 16)")
     options = parser.parse_args()
     if unknown := set(options.parts) - PARTS.keys():
         parser.error(f"no part {', '.join(sorted(unknown))}")

@@ -1,8 +1,8 @@
-"""CNN policies at N points: by hand (`CnnPolicy`), by `torch.func.vmap`, and by a pass for each point.
+"""CNN policies at N points: batched by hand (`CnnPolicy`), by `torch.func.vmap`, and with one pass per point.
 
-The last two are what any other module gets, see `convolves_on_cpu`. All take turns in one process and one thread; the
-clock is the CPU time of that thread. Figures are medians over rounds in milliseconds: a step of a rollout (8 rows a
-point, the actor, without gradients), and actor and critic with gradients (256 rows a point).
+Any other module gets one of the last two, see `convolves_on_cpu`. All take turns in one process and one thread; the
+clock is the CPU time of that thread. Figures are medians over rounds in milliseconds: a step of a rollout (8 rows per
+point, the actor, without gradients), and actor and critic with gradients (256 rows per point).
 """
 
 from __future__ import annotations

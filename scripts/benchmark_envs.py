@@ -1,7 +1,7 @@
-"""Print how many environment steps a second the native environments and their baselines take, as a Markdown table.
+"""Print the environment steps per second of the native environments and their baselines as a Markdown table.
 
-All baselines of a cell run in turns within one process and one thread; a figure is the median over the turns. Actions
-are random and drawn beforehand. It needs the `dev` extra, and an idle machine: python scripts/benchmark_envs.py
+All baselines of a cell take turns in one process and one thread; a figure is the median over the turns. Actions
+are random and drawn beforehand. It needs the `dev` extra and an idle machine: python scripts/benchmark_envs.py
 """
 
 from __future__ import annotations
@@ -27,10 +27,8 @@ def parse_arguments() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(NATIVE), choices=list(NATIVE), metavar="ID", help="tasks")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[1, 8, 64, 512], metavar="E", help="numbers of copies")
-    parser.add_argument(
-        "--seconds", type=float, default=4.0, help="time for a cell, all baselines together (default 4)"
-    )
+    parser.add_argument("--sizes", nargs="+", type=int, default=[1, 8, 64, 512], metavar="E", help="environments")
+    parser.add_argument("--seconds", type=float, default=4.0, help="time per cell, all baselines together (default 4)")
     parser.add_argument("--turns", type=int, default=5, help="turns each baseline gets within a cell (default 5)")
     return parser.parse_args()
 
@@ -101,7 +99,7 @@ def main() -> None:
     """Measure and print."""
     options = parse_arguments()
     torch.set_num_threads(1)
-    print("1000 environment steps a second (ratio to SyncVectorEnv), random actions, one thread\n")
+    print("1000 environment steps per second (ratio to SyncVectorEnv), random actions, one thread\n")
     print("| task | E | " + " | ".join(BASELINES) + " |")
     print("|---|---|" + "---|" * len(BASELINES))
     for env_id in options.tasks:

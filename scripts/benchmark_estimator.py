@@ -1,22 +1,22 @@
-"""What the estimator of OptEx costs: its time an iteration against reading the history, and the memory of the process.
+"""The cost of OptEx's estimator: time per iteration against reading the history, and memory of the process.
 
 A quadratic whose gradient is nearly free is minimised by Adam within OptEx. The clock runs in the public methods of
-`GradientEstimator`, by every caller, but not in the base steps. Medians over iterations, the history full.
+`GradientEstimator`, for every caller, but not in the base steps. Medians over iterations with a full history.
 
-The baseline is the history read as often as the algorithm cannot do without, each time by one plain sum over a
-``[T0, d]`` buffer, in the same run, in turn with the iterations. Seconds are the processor's, on one thread. Every base
-step needs the distances from where it starts (one read of the points) and a posterior mean (one read of the gradients),
-and both wait for the step before:
+The baseline reads the history as often as the algorithm must, each time by one plain sum over a ``[T0, d]`` buffer, in
+the same run, in turn with the iterations. Seconds are CPU time on one thread. Every base step needs the distances from
+where it starts (one read of the points) and a posterior mean (one read of the gradients), and both wait for the step
+before:
 
-    propose    N reads of the points, N − 1 of the gradients (the last point is asked for, not left)
-    insert     1 read of the gradients, which serves the inner products of all N new ones
+    propose    N reads of the points, N − 1 of the gradients (no step leaves the last point)
+    insert     1 read of the gradients, for the inner products of all N new ones
     refine     N − 1 reads of the points (the distances from the iterate are known), N of the gradients
 
 That is 4N − 1 reads with the selection ``refine`` and 2N with ``last``.
 
-Memory is the peak resident size of a fresh process less its peak before the parameters were made, the libraries loaded
-by a few iterations on eight parameters: parameters, state of Adam, points, gradients and history all count. It is
-allowed the history, 2·T0·d floats, and 6·d floats a point.
+Memory is the peak resident size of a fresh process minus its peak before the parameters were made, when a few
+iterations on eight parameters had loaded the libraries: parameters, Adam's state, points, gradients and history all
+count. The limit is the history, 2·T0·d floats, plus 6·d floats per point.
 """
 
 from __future__ import annotations

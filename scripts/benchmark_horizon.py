@@ -1,10 +1,10 @@
-"""Fixed and adaptive horizon beside data-parallel, over a grid of rates around vanilla's best.
+"""Fixed and adaptive horizon against data-parallel, over a grid of rates around vanilla's best.
 
     python -m scripts.benchmark_horizon
     python -m scripts.benchmark_horizon --problems digits --seeds 3 --factors 0.25 8
 
-The promise of ``horizon="auto"`` is that it is at no rate worse than a large batch. Each problem is run at vanilla's
-best rate (of docs/paper.md) times each of ``--factors``: digits and clicks as in scripts/benchmark_supervised.py,
+The aim of ``horizon="auto"`` is to be no worse than a large batch at any rate. Each problem is run at vanilla's
+best rate (from docs/paper.md) times each of ``--factors``: digits and clicks as in scripts/benchmark_supervised.py,
 Rosenbrock as in scripts/benchmark_synthetic.py with noise 0.1 and d = 10,000. The table has the mean loss over the
 iterations, the loss at the end (interquartile means over seeds, 95 % intervals), and the mean number of base steps.
 """

@@ -1,8 +1,8 @@
 """Where the time of a sequential iteration goes: evaluation (rollout and N gradients) and optimizer, for several N.
 
 All N take turns in one process and one thread; N = 1 is the plain base. The clock is the CPU time of that thread, so
-that other work on the machine counts only by what it does to the caches. Figures are medians over rounds, after the
-history has filled.
+that other work on the machine matters only through the caches. Figures are medians over rounds, after the history has
+filled.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""How well the next gradients are predicted, beside what a fresh evaluation is worth, by stage of the training.
+"""How well the next gradients are predicted, compared with fresh evaluations, by stage of training.
 
     python -m scripts.benchmark_prediction
     python -m scripts.benchmark_prediction --envs CartPole-v1 --stages 2 5 10 --seeds 10
 
 A run with the presets of the actor-critic is stopped before the iterations ``--stages``. Its N points are evaluated
-``--evaluations`` times, each time with new experience, which leaves no trace in the run. The *truth* at a point is the
-mean of these gradients; where one of them is compared with it, that one is left out of the mean. All figures are
-cosines, for each part of the policy that the points consist of (where the critic is shared, the actor alone); medians
+``--evaluations`` times, each time with new experience, without changing the run. The *truth* at a point is the
+mean of these gradients; when one of them is compared with it, that one is left out of the mean. All figures are
+cosines, for each part of the policy that a point contains (with a shared critic, the actor alone); medians
 over seeds:
 
 - *fresh, fresh*: two gradients of one point with each other; *halves*: the means of two halves of them, which says how
   well the truth itself is known;
-- *fresh*: one gradient with the truth, at the iterate: the evaluation that a prediction stands in for;
+- *fresh*: one gradient with the truth, at the iterate: the evaluation that a prediction replaces;
 - *posterior*, *last*, *mean*: the posterior mean, the newest gradient and the mean of the history, before any of the
   evaluations, with the truth at the first point and at the last from which a step starts;
 - *turn*: the truth at the first point with that at the last one: how far the gradient turns within the chain.

@@ -1,11 +1,11 @@
 """stable-baselines3's A2C against OptEx in it: return against rollouts and against seconds, as a Markdown table.
 
-rl_zoo3's hyperparameters for A2C, but for 128 steps a rollout: 8 environments for CartPole-v1; 16 and VecNormalize for
-Acrobot-v1. Every few rollouts the policy plays 32 episodes, sampling its actions; this is left out of the seconds. The
-area is the mean return over all rollouts; area and final return are interquartile means over seeds, the area's with a
-95 % bootstrap interval. What it took to a fixed return, and to the one where plain A2C ended: median rollouts, median
-seconds, and how many seeds got there. Run one benchmark at a time: the seconds are wall time. Ctrl-C prints the table
-of the seeds that are complete.
+rl_zoo3's hyperparameters for A2C, except for 128 steps per rollout: 8 environments for CartPole-v1; 16 and VecNormalize
+for Acrobot-v1. Every few rollouts the policy plays 32 episodes, sampling its actions; this is not timed. The area is
+the mean return over all rollouts; area and final return are interquartile means over seeds, the area's with a 95 %
+bootstrap interval. To a fixed return, and to the one where plain A2C ended: median rollouts, median seconds, and how
+many seeds got there. Run one benchmark at a time: the seconds are wall-clock time. Ctrl-C prints the table of the
+complete seeds.
 """
 
 from __future__ import annotations

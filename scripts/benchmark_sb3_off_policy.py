@@ -1,8 +1,9 @@
 """What OptEx's own work costs in stable-baselines3's off-policy algorithms, and how well their gradients are predicted.
 
-Milliseconds of processor time for an environment step with the update after it, as it is and with OptEx as the
-optimizer class: then one evaluation makes N updates with predicted gradients. The difference is OptEx's own work, which
-has to be less than the N − 1 updates that it saves. Cosines: medians over the updates, between prediction and gradient.
+Milliseconds of CPU time for an environment step and its update, with the stock optimizer and with OptEx as the
+optimizer class, where one evaluation makes N updates with predicted gradients. The difference is OptEx's own work,
+which must take less than the N − 1 updates that it saves. Cosines are between prediction and gradient, medians over
+the updates.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def main() -> None:
     """Parse the flags and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_000)
-    parser.add_argument("--warm-up", type=int, default=200, help="steps before these: until the history is full")
+    parser.add_argument("--warm-up", type=int, default=200, help="steps before these, to fill the history")
     parser.add_argument("--parallelism", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(1)

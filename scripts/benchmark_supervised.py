@@ -3,19 +3,19 @@
     python -m scripts.benchmark_supervised --task digits
     python -m scripts.benchmark_supervised --task cifar10 --data FOLDER       # data_batch_1.bin … test_batch.bin
     python -m scripts.benchmark_supervised --task shakespeare --data FILE     # any text in UTF-8
-    python -m scripts.benchmark_supervised --task clicks [--data FILE]        # Criteo's format; else a made-up sample
+    python -m scripts.benchmark_supervised --task clicks [--data FILE]        # Criteo's format; else a synthetic sample
     python -m scripts.benchmark_supervised --task pinn
 
-digits, cifar10, shakespeare: Adam as vanilla, target, data-parallel and in OptEx. clicks: AdaGrad likewise, and
-AdaHessian. pinn: a differential equation, where there are no batches; Adam likewise, L-BFGS of torch and of SciPy,
-whose iterations are evaluations of loss and gradient, one after the other, and Gauss-Newton of SciPy, whose iterations
-are evaluations of residuals and Jacobian.
+digits, cifar10, shakespeare: Adam in vanilla, target, data-parallel and OptEx. clicks: AdaGrad likewise, and
+AdaHessian. pinn: a differential equation, without batches; Adam likewise, torch's and SciPy's L-BFGS, whose iterations
+are evaluations of loss and gradient, one after the other, and SciPy's Gauss-Newton, whose iterations are evaluations
+of residuals and Jacobian.
 
-Every evaluation has a batch of its own. Curves and table show the loss on a fixed part of the training data and the
-error on data held out (pinn: the relative error of the solution). For every method and learning rate, medians over
+Every evaluation has its own batch. Curves and table show the loss on a fixed part of the training data and the
+error on held-out data (pinn: the relative error of the solution). For every method and learning rate, medians over
 seeds: both at the end, the sequential iterations to the loss where vanilla ended (at that of its rates which ends
-lowest), how many times fewer than vanilla's own that is, the processor seconds it took, how many seeds got there, and
-the time of an iteration. One thread computes everything, the N evaluations too.
+lowest), how many times fewer than vanilla's own that is, the CPU seconds it took, how many seeds got there, and
+the time of an iteration. One thread computes everything, including the N evaluations.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def measure(make: Make, options: argparse.Namespace) -> Cells:
             arguments = {"base": options.base, "lr": rate, "history_size": options.history_size}
             cells[method.name, rate] = [run(method, make(seed), T, every=every, **arguments) for seed in seeds]
     if options.task == "clicks" and find_spec("pytorch_optimizer") is None:
-        print('AdaHessian is left out; for it, install the extra: pip install -e ".[optimizers]"\n')
+        print('AdaHessian is left out; to include it, install the extra: pip install -e ".[optimizers]"\n')
     elif options.task == "clicks":
         for rate in options.learning_rates:
             cells["AdaHessian", rate] = [run_adahessian(make(seed), T, every, rate, seed) for seed in seeds]

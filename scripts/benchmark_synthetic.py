@@ -1,13 +1,13 @@
 """Synthetic functions of many parameters (Shu et al., NeurIPS 2024, arXiv 2402.11427, Fig. 2) and ablations (Fig. 6).
 
-Ackley, Sphere and Rosenbrock in mean form, so that their values do not depend on the number of parameters d. Every
-seed has a start of its own, each coordinate uniform on [−2, 2]; all methods begin there. With noise every evaluated
+Ackley, Sphere and Rosenbrock in mean form, so that their values do not depend on the number of parameters d. Every seed
+has its own starting point, each coordinate uniform on [−2, 2]; all methods begin there. With noise, every evaluated
 gradient has independent normal noise added, whose norm is about ``--noise`` times that of the gradient at the start.
 
 For every method and learning rate, medians over seeds: the value after the last iteration, the sequential iterations
 to the value where vanilla ended (at that of its rates which ends lowest), how many times fewer than vanilla's own that
-is, the processor seconds it took, how many seeds got there, and the time of an iteration. One thread computes
-everything, the N evaluations too: the seconds are those of a machine with one core.
+is, the CPU seconds it took, how many seeds got there, and the time of an iteration. One thread computes
+everything, including the N evaluations: the seconds are those of a machine with one core.
 
 Without noise L-BFGS is run as well; its iterations are evaluations of value and gradient, one after the other. So is
 Gauss-Newton where the function is a sum of squares; its iterations are evaluations of residuals and Jacobian.
@@ -181,7 +181,7 @@ def runs(name: str, methods: Sequence[Method], options: argparse.Namespace) -> C
 def flags() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--functions", nargs="+", choices=FUNCTIONS, help="all; for an ablation rosenbrock")
+    parser.add_argument("--functions", nargs="+", choices=FUNCTIONS, help="default: all, for an ablation rosenbrock")
     parser.add_argument("--ablation", choices=ABLATIONS)
     parser.add_argument("--dim", type=at_least(2), default=100_000)
     parser.add_argument("--parallelism", type=at_least(2), default=5)

@@ -1,9 +1,10 @@
 """How well and how fast every task is learnt with its presets: one table of all tasks, over seeds.
 
-The final return is the mean over 100 episodes with the policy's most likely actions, on starts that training never saw;
-over seeds: median, and interquartile mean with its 95 % bootstrap interval. Iterations and wall time are those of the
-first periodic evaluation (20 episodes, most likely actions) that reaches the score which rl_zoo3 publishes for A2C, or
-for MuJoCo's tasks, which are run where they are named, CleanRL for PPO; the time includes all evaluations up to there.
+The final return is the mean over 100 episodes with the policy's most likely actions, from initial states not used in
+training; over seeds: median, and interquartile mean with its 95 % bootstrap interval. Iterations and wall-clock time
+are those of the first periodic evaluation (20 episodes, most likely actions) that reaches the score published by
+rl_zoo3 for A2C, or by CleanRL for PPO on MuJoCo's tasks, which are run only if they are named; the time includes all
+evaluations up to there.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=SCORES, default=list(PUBLISHED), metavar="TASK")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--workers", type=int, default=1, help="runs at once; more than cores distorts wall times")
+    parser.add_argument("--workers", type=int, default=1, help="runs at once; more than cores distorts the seconds")
     add_config_arguments(parser, leave_out=("env", "seed", *FIXED, *CLUSTER))
     parser.set_defaults(eval_freq=5)
     flags = vars(parser.parse_args())

@@ -1,11 +1,11 @@
-"""Wall time to a return where steps take their time: OptEx, data-parallel and PPO on the same workers, and vanilla.
+"""Wall-clock time to a return where steps are slow: OptEx, data-parallel and PPO on the same workers, and vanilla.
 
-A task whose steps sleep for --delay seconds: a stand-in for a simulator elsewhere. N workers of a Ray cluster on this
-machine have a point each, or with data-parallel and PPO a group of as many environments. Every method has the settings
-that `optex-rl compare` found for it with so many points. A run stops once it holds the threshold. Seconds are
-wall time of training without evaluations; processor seconds are those of the learner, in which PPO's epochs are.
-Finished runs are kept in --folder, and the same command does what is missing; then the table is printed and the figure
-drawn.
+The steps of the task sleep for --delay seconds: a stand-in for a simulator elsewhere. Each of N workers of a Ray
+cluster on this machine has one point or, with data-parallel and PPO, a group of as many environments. Every method has
+the settings that `optex-rl compare` found for it with that many points. A run stops once it holds the threshold.
+Seconds are wall-clock time of training without evaluations; CPU seconds are those of the learner, PPO's epochs
+included. Finished runs are kept in --folder, and the same command does the missing ones; then the table is printed and
+the figure drawn.
 """
 
 from __future__ import annotations
@@ -201,10 +201,10 @@ def main() -> None:
     """Parse the flags, run, print a Markdown table and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="MountainCar-v0", choices=list(SETTINGS))
-    parser.add_argument("--delay", type=float, default=5e-3, help="seconds of a step (default: 0.005)")
+    parser.add_argument("--delay", type=float, default=5e-3, help="seconds per step (default: 0.005)")
     parser.add_argument("--seeds", type=int, default=10, help="runs of each method (default: 10)")
-    parser.add_argument("--folder", type=Path, default=Path("wall-time"), help="of the runs (default: wall-time)")
-    parser.add_argument("--output", type=Path, default=Path("wall-time.png"), help="figure (default: wall-time.png)")
+    parser.add_argument("--folder", type=Path, default=Path("wall-time"), help="for the runs (default: wall-time)")
+    parser.add_argument("--output", type=Path, default=Path("wall-time.png"), help="image (default: wall-time.png)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Check the built site: every public name has an entry, and in a browser search, formulas and plots work, offline."""
+"""Check the built site: every public name has an entry, and search, formulas and plots work offline in a browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves of vanilla, target, data-parallel and OptEx against sequential iterations: what the benchmarks share.
+"""Curves of vanilla, target, data-parallel and OptEx against sequential iterations, shared by the benchmarks.
 
 Axes: ``N`` points, ``d`` parameters.
 """

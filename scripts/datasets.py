@@ -1,4 +1,4 @@
-"""Readers of the data sets that the supervised benchmark trains on. Nothing is downloaded: paths come from the user."""
+"""Readers for the data sets of the supervised benchmark. Nothing is downloaded: the user gives the paths."""
 
 from __future__ import annotations
 

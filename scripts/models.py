@@ -1,4 +1,4 @@
-"""The models of the supervised benchmark. Axes: ``B`` examples, ``C`` characters of context, ``V`` of the alphabet."""
+"""The models of the supervised benchmark. Axes: ``B`` examples, ``C`` context length, ``V`` alphabet size."""
 
 from __future__ import annotations
 

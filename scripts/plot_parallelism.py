@@ -6,8 +6,8 @@ The comparison must have the method ``vanilla`` and methods ``optex:parallelism=
         --methods vanilla optex:parallelism=2 optex:parallelism=4 optex:parallelism=8 optex:parallelism=16
     python scripts/plot_parallelism.py parallelism --output parallelism.png
 
-The speed-up is the ratio of two medians: the sequential iterations to the threshold of vanilla and of OptEx, each at
-the rate that its tuning runs chose.
+The speed-up is the ratio of two medians, the sequential iterations to the threshold of vanilla and of OptEx, each at
+the rate chosen by its tuning runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Modules as problems for `curves.run`: classification by batches, and a differential equation.
+"""Modules as problems for `curves.run`: classification with batches, and a differential equation.
 
 Axes: ``N`` points, ``d`` parameters, ``P`` collocation points.
 """

@@ -1,4 +1,4 @@
-"""Flags, tables and plots of curves: what the benchmarks share."""
+"""Flags, tables and plots of curves, shared by the benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OptEx as the optimizer of unmodified A2C: a checkpoint and an evaluation at the iterate, then on from the file."""
+"""OptEx as the optimizer of unmodified A2C: a checkpoint and an evaluation at the iterate, then on from that file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OptExA2C on CartPole-v1: four parameter sets roll out and give their gradients at once."""
+"""OptExA2C on CartPole-v1: rollouts and gradients of four parameter sets at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture of what TensorBoard shows first, in a headless Chromium, and a check that it is the learning curve.
+"""A screenshot of TensorBoard in a headless Chromium, and a check that the learning curve comes first.
 
     optex-rl train --method vanilla --run-name vanilla --logdir runs/tensorboard
     optex-rl train --run-name optex --logdir runs/tensorboard
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("logdir", type=Path)
     parser.add_argument("output", type=Path, help="a PNG file")
     parser.add_argument("--page", default="timeseries", help="or custom_scalars, text, hparams, which are not checked")
-    parser.add_argument("--chromium", default=shutil.which("chromium") or "chromium", help="the program")
+    parser.add_argument("--chromium", default=shutil.which("chromium") or "chromium", help="the Chromium program")
     options = parser.parse_args()
     with tensorboard(options.logdir) as address:
         # Lines as SVG: without a graphics card the canvas stays empty.

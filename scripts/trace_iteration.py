@@ -1,10 +1,10 @@
-"""What one sequential iteration passes through: files entered, distinct functions, and how deep calls are nested.
+"""What one sequential iteration runs through: files entered, distinct functions, and the depth of nested calls.
 
-A warm iteration of `Trainer.iterate` is traced: predictions are in use and the history is full. Functions count once
-however often they are called, comprehensions and lambdas among them; only those of this project count, calls from a
-library back into it included. With ``--tree``, every file with its functions and how often each was called. With
-``--no-shared-critic``, an iteration without the passes of a critic that all points share. With ``--sb3``, a rollout and
-an update of stable-baselines3's A2C instead.
+A warm iteration of `Trainer.iterate` is traced: predictions are in use and the history is full. Each function counts
+once, comprehensions and lambdas included; only those of this project count, also when a library calls them. With
+``--tree``, every file is listed with its functions and how often each was called. With ``--no-shared-critic``, the
+iteration has no passes of a critic that all points share. With ``--sb3``, a rollout and an update of
+stable-baselines3's A2C are traced instead.
 """
 
 from __future__ import annotations
