@@ -4,42 +4,17 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import gymnasium
-import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Text
 
 from optex_rl.cli.commands import build_parser, main
 from optex_rl.cli.flags import GROUPS, given_options
 from optex_rl.training.config import TrainConfig, load_config
 from optex_rl.training.presets import tuned_options
 
-from .helpers import registered
-
 SMALL = ["--n-envs", "4", "--n-steps", "32", "--iterations", "3", "--eval-episodes", "5", "--no-progress-bar"]
-
-
-class Odd(gymnasium.Env[np.ndarray, Any]):
-    """An action space that no agent supports."""
-
-    observation_space = Box(-1.0, 1.0, (2,))
-    action_space = Text(3)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        return np.zeros(2, np.float32), {}
-
-
-@pytest.fixture(scope="module")
-def odd_env() -> Iterator[str]:
-    with registered("Odd-v0", Odd) as env:
-        yield env
 
 
 @pytest.fixture
@@ -134,13 +109,6 @@ def test_bad_options(flags: list[str], message: str, tmp_path: Path, capsys: pyt
     expect_refusal(["train", *SMALL, "--logdir", str(tmp_path / "logs"), *flags], message, capsys)
     assert not (tmp_path / "logs").exists()
     assert not (tmp_path / "up").exists()
-
-
-def test_unsupported_action_space(odd_env: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    expect_refusal(
-        ["train", *SMALL, "--logdir", str(tmp_path / "logs"), "--env", odd_env], "The action space Text", capsys, 2
-    )
-    assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.parametrize(

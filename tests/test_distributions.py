@@ -21,8 +21,6 @@ from optex_rl.agents import (
 )
 from optex_rl.common.errors import ConfigError
 
-BOX = gymnasium.spaces.Box(-1, 1, (2,))
-
 
 def normal(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
@@ -223,16 +221,6 @@ def test_box_actions_are_clipped_and_get_the_shape_of_the_space() -> None:
 def test_a_float64_box_gets_float64_actions() -> None:
     distribution = make_distribution(gymnasium.spaces.Box(-1, 1, (2,), np.float64))
     assert distribution.to_env(np.zeros((3, 2), np.float32)).dtype == np.float64
-
-
-@pytest.mark.parametrize(
-    "space",
-    [gymnasium.spaces.Box(0, 9, (2,), np.int64), gymnasium.spaces.Text(3), gymnasium.spaces.Tuple([BOX, BOX])],
-    ids=lambda space: type(space).__name__,
-)
-def test_other_action_spaces_are_refused(space: gymnasium.Space[object]) -> None:
-    with pytest.raises(ConfigError, match=r"^The action space .* is not supported: use Discrete, MultiDiscrete, Multi"):
-        make_distribution(space)
 
 
 @pytest.mark.parametrize(

@@ -294,9 +294,11 @@ def test_refusals(observations: gymnasium.Space[Any], options: dict[str, Any], m
 
 
 @pytest.mark.parametrize("actions", [spaces.Box(0, 9, (2,), np.int64), spaces.Tuple([VECTOR]), spaces.Text(3)])
-def test_refused_actions(actions: gymnasium.Space[Any]) -> None:
-    with task(VECTOR, actions) as name, pytest.raises(ConfigError, match=r"^The action space .* is not supported: use"):
-        train(TrainConfig(env=name, **SMALL))
+def test_refused_actions(actions: gymnasium.Space[Any], tmp_path: Any) -> None:
+    message = r"^The action space .* is not supported: use Discrete, MultiDiscrete, Multi"
+    with task(VECTOR, actions) as name, pytest.raises(ConfigError, match=message):
+        train(TrainConfig(env=name, **SMALL | {"logdir": str(tmp_path)}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_numbers_that_are_not_finite_are_found_beside_images() -> None:
