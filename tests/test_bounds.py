@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -21,6 +20,7 @@ from optex_rl.compare.sweep import Sweep
 from optex_rl.training.builders import check_sizes
 
 from .helpers import registered
+from .test_spaces import Sampling
 
 HUGE = 10**50
 HINTS = get_type_hints(TrainConfig)
@@ -72,18 +72,8 @@ def test_training(flags: list[str], message: str, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "logs").exists()
 
 
-class Wide(gymnasium.Env[np.ndarray, Any]):
-    """A task with long observations."""
-
-    observation_space = Box(-1.0, 1.0, (500,))
-    action_space = Discrete(2)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        return np.zeros(500, np.float32), {}
-
-
 def test_a_window_of_long_observations(capsys: pytest.CaptureFixture[str]) -> None:
-    with registered("Wide-v0", Wide) as env:
+    with registered("Wide-v0", lambda: Sampling(Box(-1.0, 1.0, (500,)), Discrete(2))) as env:
         flags = ["--env", env, "--n-envs", "2", "--n-steps", "1000000", "--parallelism", "4", "--logdir", "none"]
         assert main(["train", *flags]) == 2
     message = "samples × features of an observation must be at most 2000000000 numbers, got 4000000000"

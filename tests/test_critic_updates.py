@@ -20,6 +20,7 @@ from optex_rl.training import Trainer
 from optex_rl.training.rollouts.seeding import spawn_seeds
 
 from .helpers import assert_resumed_exactly
+from .own_code import Net
 
 SMALL: dict[str, Any] = {"n_envs": 4, "n_steps": 16, "batch_size": 24, "n_critic_updates": 2, "parallelism": 3}
 QUIET: dict[str, Any] = {"logdir": None, "progress_bar": False, "eval_freq": 0}
@@ -278,25 +279,11 @@ def test_it_learns_pendulum_sooner() -> None:
     assert made.evaluate() > -280
 
 
-class Nameless(nn.Module):
-    """A policy that does not say which of its parameters are the critic's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.policy = MlpPolicy(gymnasium.spaces.Box(-1, 1, (4,), np.float32), gymnasium.spaces.Discrete(2))
-        self.distribution = self.policy.distribution
-
-    def actor(self, obs: Tensor) -> Tensor:
-        return self.policy.actor(obs)
-
-    def critic(self, obs: Tensor) -> Tensor:
-        return self.policy.critic(obs)
-
-
 def test_a_policy_must_name_its_critic() -> None:
     config = TrainConfig(**SMALL, **QUIET)
-    with pytest.raises(ConfigError, match=r"needs a part 'critic' in Nameless.parameter_groups\(\): name it, or use 0"):
-        Trainer(config, Nameless())
+    nameless = Net(gymnasium.spaces.Box(-1, 1, (4,)), gymnasium.spaces.Discrete(2))
+    with pytest.raises(ConfigError, match=r"needs a part 'critic' in Net.parameter_groups\(\): name it, or use 0"):
+        Trainer(config, nameless)
 
 
 @pytest.mark.parametrize(

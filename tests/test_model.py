@@ -232,6 +232,8 @@ def test_a_network_of_ones_own_given_as_an_instance(tmp_path: Path) -> None:
     for use in (load, resume):
         with pytest.raises(RunFolderError, match=message):
             use(run_dir)
+        with pytest.raises(RunFolderError, match=r"another network than config\.yml describes"):
+            use(run_dir, policy=Net(Box(-1, 1, (4,)), Discrete(2), width=4))
     empty = own_network()
     nn.init.zeros_(empty.trunk.weight)
     model = load(run_dir, empty)

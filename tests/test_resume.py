@@ -13,15 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete
-from torch import nn
 
 from optex_rl import ConfigError, ResumeWarning, RunFolderError, TrainConfig, resume, train
-from optex_rl.agents import Categorical
 from optex_rl.cli import main
 from optex_rl.common.errors import Interrupted
 from optex_rl.common.storage import load_checkpoint
@@ -33,6 +28,7 @@ from optex_rl.training import Trainer
 from optex_rl.training.config import load_config
 
 from .helpers import registered, same
+from .own_code import Walk
 
 TINY = ["--n-envs", "2", "--n-steps", "8", "--net-arch", "4", "--parallelism", "2", "--eval-episodes", "2"]
 QUIET = ["--history-size", "5", "--eval-freq", "2", "--checkpoint-freq", "1", "--no-progress-bar"]
@@ -360,23 +356,6 @@ def test_a_moved_folder_goes_on_where_it_is(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-class Walk(gymnasium.Env[np.ndarray, Any]):
-    """A custom task, which cannot save its state."""
-
-    observation_space = Box(-1.0, 1.0, (2,))
-    action_space = Discrete(2)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        obs = self.np_random.uniform(-1, 1, 2).astype(np.float32)
-        return obs, float(action), bool(obs[0] > 0.8), False, {}
-
-
 def test_environments_that_keep_their_state_to_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with registered("Walk-v0", Walk):
         start(tmp_path, "--env", "Walk-v0", iterations=2)
@@ -389,34 +368,6 @@ def test_environments_that_keep_their_state_to_themselves(tmp_path: Path, capsys
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("optex-rl: warning: Walk-v0 cannot save its state")
         assert len(rows_of(tmp_path / "run")) == 4
-
-
-class Own(nn.Module):
-    """A custom network."""
-
-    def __init__(self, width: int = 3) -> None:
-        super().__init__()
-        self.net, self.value = nn.Sequential(nn.Linear(4, width), nn.Linear(width, 2)), nn.Linear(4, 1)
-        self.distribution = Categorical(2)
-
-    def actor(self, obs: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.net(obs)
-        return out
-
-    def critic(self, obs: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.value(obs)
-        return out.squeeze(-1)
-
-
-def test_a_network_of_the_users_own(tmp_path: Path) -> None:
-    options = TrainConfig(
-        logdir=str(tmp_path), run_name="run", iterations=1, n_envs=2, n_steps=8, progress_bar=False, eval_freq=0
-    )
-    train(options, Own())
-    for policy in (None, Own(width=4)):
-        with pytest.raises(RunFolderError, match=r"another network than config\.yml describes"):
-            resume(tmp_path / "run", 2, policy)
-    assert resume(tmp_path / "run", 2, Own()).iterations == 2
 
 
 @pytest.mark.parametrize(

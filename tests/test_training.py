@@ -13,15 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from gymnasium.spaces import Box, Discrete
 from torch.nn.utils import parameters_to_vector
 
 from optex_rl import NonFiniteError, RunFolderError, TrainConfig, train
-from optex_rl.agents import ActorCritic, Categorical
+from optex_rl.agents import ActorCritic
 from optex_rl.common.storage import load_checkpoint
 from optex_rl.runner.log import COLUMNS
 from optex_rl.training import Trainer
 from optex_rl.training.config import METHODS, load_config
+
+from .own_code import Net
 
 
 def config(**options: Any) -> TrainConfig:
@@ -98,27 +100,12 @@ def test_continuous_actions_and_blocks_run() -> None:
     assert all(p.isfinite().all() for p in result.policy.parameters())
 
 
-class SharedTrunk(nn.Module):
-    """A user's own network: actor and critic share their first layer, which no fast path knows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk, self.actor_head, self.critic_head = nn.Linear(4, 16), nn.Linear(16, 2), nn.Linear(16, 1)
-        self.distribution = Categorical(2)
-
-    def actor(self, obs: Tensor) -> Tensor:
-        out: Tensor = self.actor_head(self.trunk(obs).tanh())
-        return out
-
-    def critic(self, obs: Tensor) -> Tensor:
-        out: Tensor = self.critic_head(self.trunk(obs).tanh())
-        return out.squeeze(-1)
-
-
 def test_a_module_of_the_users_own_trains() -> None:
+    """Actor and critic share their first layer, which no fast path knows."""
     torch.manual_seed(0)
-    result = train(config(n_envs=8, n_steps=128, iterations=20, learning_rate=1e-2, vf_coef=0.05), SharedTrunk())
-    assert isinstance(result.policy, SharedTrunk)
+    own = Net(Box(-1, 1, (4,)), Discrete(2), width=16)
+    result = train(config(n_envs=8, n_steps=128, iterations=20, learning_rate=1e-2, vf_coef=0.05), own)
+    assert result.policy is own
     assert result.rows[-1]["rollout/ep_rew_mean"] > 50
 
 
