@@ -33,13 +33,13 @@ def changed(**options: Any) -> TrainConfig:
 
 
 @pytest.mark.parametrize("spec", NUMBERS, ids=lambda spec: spec.name)
-def test_no_option_without_an_upper_bound(spec: Any) -> None:
-    name, high = spec.name, spec.metadata["high"]
+def test_no_option_without_bounds(spec: Any) -> None:
+    name, low, high = spec.name, spec.metadata["low"], spec.metadata["high"]
     assert high is not None
-    for value in (HUGE, 10**5000, math.inf, math.nan) if float in KINDS[name] else (HUGE, 10**5000):
-        with pytest.raises(
-            ConfigError, match=rf"^{name} must be .* between .* and {re.escape(str(high))}.*, got "
-        ) as e:
+    kind, floats = ("a number", (math.inf, math.nan, low - 0.5)) if float in KINDS[name] else ("whole numbers?", ())
+    for value in (HUGE, 10**5000, low - 1, *floats):
+        message = rf"^{name} must be .*{kind} between {low} and {re.escape(str(high))}.*, got "
+        with pytest.raises(ConfigError, match=message) as e:
             changed(**{name: (value,) if HINTS[name] == tuple[int, ...] else value})
         assert len(str(e.value)) < 250
 
