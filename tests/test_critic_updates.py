@@ -184,16 +184,6 @@ def test_the_critics_rate_follows_the_schedule() -> None:
     assert rates == pytest.approx([0.02, 0.015, 0.01, 0.005])
 
 
-def test_target_takes_n_iterations_of_vanilla() -> None:
-    target = trainer(method="target", lr_schedule="constant")
-    vanilla = trainer(method="vanilla", lr_schedule="constant")
-    target.iterate()
-    for _ in range(3):
-        vanilla.iterate()
-    for one, other in zip(parts(target.policy), parts(vanilla.policy), strict=True):
-        assert torch.equal(one, other)
-
-
 def test_a_fault_in_the_step_undoes_the_critics_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     """The iteration is repeated with new samples, from the critic that was there before it."""
     made = trainer()

@@ -175,16 +175,6 @@ def test_target_kl_is_exceeded_by_half_before_the_epochs_end(monkeypatch: pytest
     assert steps == [3]
 
 
-def test_target_takes_n_iterations_of_vanilla() -> None:
-    target = trainer(method="target", parallelism=3, lr_schedule="constant")
-    vanilla = trainer(lr_schedule="constant")
-    target.iterate()
-    for _ in range(3):
-        vanilla.iterate()
-    assert torch.equal(target.optimizer.ask(), vanilla.optimizer.ask())
-    assert target.env_steps == vanilla.env_steps
-
-
 def test_the_points_of_optex_enter_the_history_and_the_epochs_move() -> None:
     made = trainer(method="optex", parallelism=3)
     for iteration in range(1, 4):

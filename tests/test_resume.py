@@ -62,6 +62,15 @@ def assert_same_runs(a: Path, b: Path) -> None:
     assert same(load_checkpoint(a / "best_model.pt")["policy"], load_checkpoint(b / "best_model.pt")["policy"])
 
 
+def assert_halves_are_the_whole(tmp_path: Path, *flags: str) -> None:
+    """Two iterations, and two more of the run resumed, are a run of four."""
+    constant = ("--lr-schedule", "constant", *flags)
+    assert start(tmp_path, *constant, name="whole") == 0
+    assert start(tmp_path, *constant, iterations=2, name="halves") == 0
+    assert main(["train", "--resume", str(tmp_path / "halves"), "--iterations", "4"]) == 0
+    assert_same_runs(tmp_path / "whole", tmp_path / "halves")
+
+
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, signal.Signals], None]:
     """Makes the process send itself a signal when the row of an iteration, counted from 1, is written."""
@@ -374,6 +383,7 @@ def test_environments_that_keep_their_state_to_themselves(tmp_path: Path, capsys
     ("name", "message"),
     [
         ("a\0b", "run_name must be a plain folder name, got 'a\\x00b'"),
+        *((name, f"run_name must be a plain folder name, got {name!r}") for name in ("../outside", "a/b", "..", "")),
         ("x" * 300, "run_name must be a plain folder name of at most 255 bytes, got 300 bytes"),
         ("ü" * 130, "run_name must be a plain folder name of at most 255 bytes, got 260 bytes"),
         ("/etc/run", "run_name must be a plain folder name, got '/etc/run'"),
