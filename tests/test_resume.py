@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import signal
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from optex_rl import ResumeWarning, RunFolderError, TrainConfig, resume, train
 from optex_rl.cli import main
@@ -27,7 +25,7 @@ from optex_rl.runner.signals import SAME_REQUEST
 from optex_rl.training import Trainer
 from optex_rl.training.config import load_config
 
-from .helpers import registered, same
+from .helpers import read_csv, registered, same
 from .own_code import Walk
 
 TINY = ["--n-envs", "2", "--n-steps", "8", "--net-arch", "4", "--parallelism", "2", "--eval-episodes", "2"]
@@ -43,8 +41,7 @@ def start(logdir: Path, *flags: str, iterations: int = 4, name: str = "run") -> 
 
 def rows_of(run_dir: Path) -> list[dict[str, str]]:
     """progress.csv without what differs from run to run."""
-    with (run_dir / "progress.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in TIMED} for row in csv.DictReader(file)]
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in read_csv(run_dir / "progress.csv")]
 
 
 def state_of(run_dir: Path) -> dict[str, Any]:
@@ -144,8 +141,7 @@ def test_python_returns_the_new_rows_and_all_iterations(tmp_path: Path, stop_at:
     assert (len(result.rows), result.iterations, result.interrupted, result.signal) == (1, 4, False, None)
     finished = resume(tmp_path / "run")
     assert (finished.rows, finished.iterations, finished.interrupted) == ([], 4, False)
-    pairs = zip(result.policy.parameters(), finished.policy.parameters(), strict=True)
-    assert all(torch.equal(p, q) for p, q in pairs)
+    assert same(result.policy.state_dict(), finished.policy.state_dict())
 
 
 def test_wall_time_goes_on(tmp_path: Path, stop_at: Any) -> None:
@@ -153,8 +149,7 @@ def test_wall_time_goes_on(tmp_path: Path, stop_at: Any) -> None:
     start(tmp_path)
     time.sleep(0.5)  # not training time
     resume(tmp_path / "run")
-    with (tmp_path / "run" / "progress.csv").open() as file:
-        times = [float(row["wall_time"]) for row in csv.DictReader(file)]
+    times = [float(row["wall_time"]) for row in read_csv(tmp_path / "run" / "progress.csv")]
     assert times == sorted(times)
     assert times[2] - times[1] < 0.5
 
@@ -409,9 +404,10 @@ def test_run_names(tmp_path: Path, name: str, message: str) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("logdir", ["a\0b", "x" * 300])
+@pytest.mark.parametrize("logdir", ["a\0b", "x" * 300, "file"])
 def test_log_directories_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logdir: str) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     with pytest.raises(RunFolderError):
         train(TrainConfig(logdir=logdir, progress_bar=False))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from optex_rl.runner.log import COLUMNS
 from optex_rl.training import Trainer
 from optex_rl.training.config import load_config
 
-from .helpers import same
+from .helpers import read_csv, same
 from .own_code import Net
 
 
@@ -127,8 +126,7 @@ def test_run_folder(tmp_path: Path) -> None:
     assert {"config.yml", "command.txt", "progress.csv", "checkpoint.pt", "best_model.pt"} <= names
     assert "events.out" in names
     assert load_config(run_dir / "config.yml") == options
-    with (run_dir / "progress.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(run_dir / "progress.csv")
     extra = ["horizon", "cosine/all", "cosine/critic", "ceiling/all", "ceiling/critic"]
     assert list(rows[0]) == ["iteration", *COLUMNS, *extra]
     assert [row["iteration"] for row in rows] == ["1", "2", "3", "4"]
