@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
-from optex_rl.agents import ActorCritic, AgentLosses, Batch, MlpPolicy, Reinforce, StackedPolicy, make_agent
+from optex_rl.agents import ActorCritic, Batch, MlpPolicy, Reinforce, StackedPolicy, make_agent
 from optex_rl.common.errors import ConfigError
 
 from .networks import SharedExtractor, points_around
@@ -171,16 +171,13 @@ def test_without_a_baseline_the_critic_neither_matters_nor_learns() -> None:
     assert torch.equal(same.total, losses.total)
 
 
-def loss_without_critic(agent: ActorCritic | Reinforce) -> AgentLosses:
-    policy = MlpPolicy(OBS, DISCRETE, (8,), critic=False)
-    return agent.loss(StackedPolicy(policy).bind(points_around(policy, 2).requires_grad_()), make_batch(2)[0])
-
-
 @pytest.mark.parametrize("agent", [ActorCritic(), Reinforce()])
 def test_a_policy_without_a_critic_is_refused(agent: ActorCritic | Reinforce) -> None:
     assert agent.needs_critic
+    policy, (batch, _) = MlpPolicy(OBS, DISCRETE, (8,), critic=False), make_batch(2)
+    bound = StackedPolicy(policy).bind(points_around(policy, 2).requires_grad_())
     with pytest.raises(ConfigError, match="needs a policy with a critic, and the policy given has none"):
-        loss_without_critic(agent)
+        agent.loss(bound, batch)
 
 
 @pytest.mark.parametrize(

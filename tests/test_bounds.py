@@ -126,15 +126,7 @@ def test_sizes() -> None:
     check_sizes(dataclasses.replace(config, method="vanilla"), 3, most)  # which keeps no history
 
 
-def ask_numpy(config: TrainConfig) -> Any:
-    return np.empty(2**56, np.uint8)
-
-
-def ask_torch(config: TrainConfig) -> Any:
-    return torch.empty(2**56, dtype=torch.uint8)
-
-
-@pytest.mark.parametrize("ask", [ask_numpy, ask_torch])
+@pytest.mark.parametrize("ask", [lambda _: np.empty(2**56, np.uint8), lambda _: torch.empty(2**56, dtype=torch.uint8)])
 def test_memory_that_is_not_there(
     ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ from gymnasium.spaces import Box
 from optex_rl import NonFiniteError, NotPositiveDefiniteError, TrainConfig, train
 from optex_rl.common.errors import NumericalWarning
 from optex_rl.common.storage import load_checkpoint
-from optex_rl.envs import CartPole
+from optex_rl.envs import NATIVE, CartPole
 from optex_rl.optimizer.estimator import gp, kernels
 from optex_rl.training import Trainer
 from optex_rl.training.config import METHODS
@@ -150,14 +150,6 @@ class Broken(CartPole):
         return obs, rewards, terminated, truncated, infos
 
 
-@pytest.fixture
-def broken_env(monkeypatch: pytest.MonkeyPatch) -> None:
-    from optex_rl.envs import registry
-
-    monkeypatch.setitem(registry.NATIVE, "CartPole-v1", Broken)
-
-
-@pytest.mark.usefixtures("broken_env")
 @pytest.mark.parametrize(
     ("part", "value"), [("reward", math.nan), ("reward", math.inf), ("reward", -math.inf), ("state", math.nan)]
 )
@@ -165,6 +157,7 @@ def test_a_native_environment_that_breaks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, value: float
 ) -> None:
     """It is named, its point dropped, its episode starts anew; the others and the log never see it."""
+    monkeypatch.setitem(NATIVE, "CartPole-v1", Broken)
     monkeypatch.setattr(Broken, "part", part)
     monkeypatch.setattr(Broken, "value", value)
     result = train(config(tmp_path))
