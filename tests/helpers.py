@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import csv
 import io
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
+import pytest
 import pytorch_optimizer
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from optex_rl import OptEx, TrainConfig, resume, train
+from optex_rl.cli import main
 
 
 class Problem:
@@ -201,6 +205,29 @@ def registered(name: str, task: Any, **options: Any) -> Iterator[str]:
         yield name
     finally:
         del gymnasium.registry[name]
+
+
+def python_blocks(text: str) -> list[str]:
+    """The examples of a page."""
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table with a head."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def expect_refusal(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], status: int | None = None
+) -> None:
+    """The command fails with a status, 1 or 2 by default, and one line that holds the message."""
+    capsys.readouterr()
+    assert main(arguments) in ((1, 2) if status is None else (status,))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("optex-rl: error: ")
+    assert message in lines[0]
 
 
 def weights(model: Any) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parameters_to_vector, parametrizations
+from torch.nn.utils import parameters_to_vector, parametrizations, vector_to_parameters
 
-from optex_rl.agents import Categorical
+from optex_rl.agents import Categorical, StackedPolicy
 
 WIDTH = 8
 
@@ -20,6 +21,42 @@ def points_around(policy: nn.Module, N: int) -> Tensor:
     """``[N, d]`` around the parameters of a policy."""
     start = parameters_to_vector(policy.parameters()).detach()
     return start + 0.3 * torch.randn(N, len(start), generator=torch.Generator().manual_seed(N)).to(start.dtype)
+
+
+def assert_points_are_separate_policies(
+    policy: Any,
+    stacked: StackedPolicy,
+    points: Tensor,
+    obs: Tensor,
+    limit: float,
+    gradient_limit: float | None = None,
+    make_alone: Callable[[], Any] | None = None,
+) -> None:
+    """Outputs ``[N, B, …]`` at points ``[N, d]``, and their gradients, are those of a module for each point.
+
+    ``limit`` is what the norm of an error may be, relative to that of what is expected; a module that vmap has been
+    through may not deepcopy, and is made anew by ``make_alone``.
+    """
+
+    def outputs(of: Any, rows: Tensor) -> list[Tensor]:
+        return [of.actor(rows), of.critic(rows)] if getattr(policy, "has_critic", True) else [of.actor(rows)]
+
+    def loss_of(inputs: Tensor, *values: Tensor) -> Tensor:
+        weights = torch.arange(1.0, 1.0 + inputs.shape[-2], dtype=inputs.dtype)  # no permutation goes unnoticed
+        return sum((v * weights.flip(0) for v in values), inputs.square().sum(-1) * weights).sum()
+
+    points = points.detach().requires_grad_()
+    given = outputs(stacked.bind(points), obs)
+    (gradients,) = torch.autograd.grad(loss_of(*given), points)
+    for n, point in enumerate(points.detach()):
+        alone = copy.deepcopy(policy) if make_alone is None else make_alone()
+        vector_to_parameters(point.clone(), alone.parameters())
+        expected = outputs(alone, obs[n])
+        parts = torch.autograd.grad(loss_of(*expected), list(alone.parameters()))
+        gradient = torch.cat([part.reshape(-1) for part in parts])
+        for found, known in zip(given, expected, strict=True):
+            assert (found[n] - known).norm() < limit * known.norm()
+        assert (gradients[n] - gradient).norm() < (gradient_limit or limit) * gradient.norm()
 
 
 class SharedExtractor(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
-from optex_rl.agents import ActorCritic, AgentLosses, Batch, MlpPolicy, Reinforce, StackedPolicy, make_agent
+from optex_rl.agents import ActorCritic, Batch, MlpPolicy, Reinforce, StackedPolicy, make_agent
 from optex_rl.common.errors import ConfigError
 
 from .networks import SharedExtractor, points_around
@@ -171,16 +171,13 @@ def test_without_a_baseline_the_critic_neither_matters_nor_learns() -> None:
     assert torch.equal(same.total, losses.total)
 
 
-def loss_without_critic(agent: ActorCritic | Reinforce) -> AgentLosses:
-    policy = MlpPolicy(OBS, DISCRETE, (8,), critic=False)
-    return agent.loss(StackedPolicy(policy).bind(points_around(policy, 2).requires_grad_()), make_batch(2)[0])
-
-
 @pytest.mark.parametrize("agent", [ActorCritic(), Reinforce()])
 def test_a_policy_without_a_critic_is_refused(agent: ActorCritic | Reinforce) -> None:
     assert agent.needs_critic
+    policy, (batch, _) = MlpPolicy(OBS, DISCRETE, (8,), critic=False), make_batch(2)
+    bound = StackedPolicy(policy).bind(points_around(policy, 2).requires_grad_())
     with pytest.raises(ConfigError, match="needs a policy with a critic, and the policy given has none"):
-        loss_without_critic(agent)
+        agent.loss(bound, batch)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +191,18 @@ def test_a_policy_without_a_critic_is_refused(agent: ActorCritic | Reinforce) ->
         (lambda: make_agent("a2c", gamma=True), r"^gamma must be a number between 0 and 1, got True\.$"),
         (lambda: make_agent("a2c", gamma="0.9"), r"^gamma must be a number between 0 and 1, got '0\.9'\.$"),
         (lambda: make_agent("reinforce", baseline=1), r"^baseline must be True or False, got 1\.$"),
+        (lambda: make_agent("ppo", clip_range=0.0), "clip_range must be above 0, got 0.0"),
+        (lambda: make_agent("ppo", clip_range=-0.1), "clip_range must be a finite number >= 0, got -0.1"),
+        (lambda: make_agent("ppo", target_kl=0.0), "target_kl must be above 0, got 0.0"),
+        (lambda: make_agent("ppo", n_epochs=0), "n_epochs must be a whole number of at least 1, got 0"),
+        (lambda: make_agent("ppo", batch_size=1.5), "batch_size must be a whole number of at least 1, got 1.5"),
+        (lambda: make_agent("ppo", gae_lambda=2.0), "gae_lambda must be a number between 0 and 1, got 2.0"),
+        (lambda: make_agent("ppo", clip=0.1), "has no hyper-parameter clip"),
+        (lambda: make_agent("trpo", target_kl=0.0), "target_kl must be above 0, got 0.0"),
+        (lambda: make_agent("trpo", cg_damping=-0.1), "cg_damping must be a finite number >= 0, got -0.1"),
+        (lambda: make_agent("trpo", cg_max_steps=0), "cg_max_steps must be a whole number of at least 1, got 0"),
+        (lambda: make_agent("trpo", line_search_max_iter=0), "line_search_max_iter must be a whole .* 1, got 0"),
+        (lambda: make_agent("trpo", line_search_shrinking_factor=2.0), "_factor must be a number .* 0 and 1, got 2.0"),
         (lambda: make_agent("dqn"), r"^Unknown agent 'dqn': choose one of a2c, ppo, reinforce, trpo\.$"),
         (lambda: make_agent("reinforce", gae_lambda=0.9), r"^Agent 'reinforce' has no hyper-parameter gae_lambda: it"),
     ],

@@ -8,19 +8,13 @@ import torch
 from optex_rl import OptEx
 
 from .helpers import TYPICAL, Case, Problem, advance, same
-
-
-def emulated(case: Case, steps: int) -> tuple[Problem, OptEx]:
-    problem = case.problem()
-    optimizer = case.optex(problem, parallelism=4, without_closure="emulate")
-    advance(problem, optimizer, steps)
-    return problem, optimizer
+from .test_conformance import started
 
 
 @pytest.mark.parametrize("case", TYPICAL.values(), ids=TYPICAL)
 @pytest.mark.parametrize("position", range(4))
 def test_shows_the_iterate_and_leaves_no_trace(case: Case, position: int) -> None:
-    (problem, optimizer), (iterate, _) = emulated(case, 8 + position), emulated(case, 8)
+    (problem, optimizer), (iterate, _) = started(case, 4, 8 + position), started(case, 4, 8)
     before, proxy = optimizer.state_dict(), problem.point()
     assert torch.equal(proxy, iterate.point()) is (position == 0)
     with optimizer.at_iterate():
@@ -41,7 +35,7 @@ def test_does_nothing_where_no_iteration_is_under_way() -> None:
 
 
 def test_what_moves_the_parameters_in_the_block_is_not_undone() -> None:
-    problem, optimizer = emulated(TYPICAL["Adam"], 10)
+    problem, optimizer = started(TYPICAL["Adam"], 4, 10)
     with optimizer.at_iterate(), torch.no_grad():
         problem.first.add_(1.0)
         moved = problem.point()
@@ -55,7 +49,7 @@ def test_what_moves_the_parameters_in_the_block_is_not_undone() -> None:
 
 
 def test_after_a_reset_in_the_block_the_iterate_stays() -> None:
-    problem, optimizer = emulated(TYPICAL["Adam"], 10)
+    problem, optimizer = started(TYPICAL["Adam"], 4, 10)
     with optimizer.at_iterate():
         iterate = problem.point()
         optimizer.reset_history()
@@ -63,20 +57,20 @@ def test_after_a_reset_in_the_block_the_iterate_stays() -> None:
 
 
 def test_after_an_error_the_iterate_stays() -> None:
-    problem, optimizer = emulated(TYPICAL["Adam"], 10)
-    _, at_start = emulated(TYPICAL["Adam"], 8)
+    problem, optimizer = started(TYPICAL["Adam"], 4, 10)
+    _, at_start = started(TYPICAL["Adam"], 4, 8)
     with pytest.raises(ZeroDivisionError), optimizer.at_iterate():
         raise ZeroDivisionError
     assert torch.equal(problem.point(), at_start.ask()[0])
 
 
 def test_a_state_saved_in_the_block_goes_on_from_the_iterate() -> None:
-    problem, optimizer = emulated(TYPICAL["Adam"], 10)
+    problem, optimizer = started(TYPICAL["Adam"], 4, 10)
     with optimizer.at_iterate():
         state, other = optimizer.state_dict(), problem.copy()
     new = TYPICAL["Adam"].optex(other, parallelism=4, without_closure="emulate")
     new.load_state_dict(state)
-    (reference, expected) = emulated(TYPICAL["Adam"], 8)
+    (reference, expected) = started(TYPICAL["Adam"], 4, 8)
     advance(other, new, 4)
     advance(reference, expected, 4)
     assert torch.equal(other.point(), reference.point())

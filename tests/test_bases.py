@@ -23,13 +23,12 @@ from optex_rl.agents import MlpPolicy
 from optex_rl.bases import BASES, AskingBase, Objective, RefreshedBase, make_base, resolve_base
 from optex_rl.bases.adapters import SAM, AdaHessian
 from optex_rl.bases.flat import FlatBase
-from optex_rl.cli import main
 from optex_rl.common.linear_algebra import hutchinson_diagonal, rademacher
 from optex_rl.common.torch_private import split
 from optex_rl.training import Trainer
 
 from .helpers import ExactEstimator, Problem, advance, closure_of, same, stream, through_a_file
-from .test_resume import assert_same_runs, start
+from .test_resume import assert_halves_are_the_whole, start
 
 SPACES = Box(-1.0, 1.0, (3,)), Discrete(2)
 REFRESHED = ("adahessian", "sam", "kfac", "natural")
@@ -298,11 +297,7 @@ CONTINUOUS = ("--env", "Pendulum-v1", "--algo", "reinforce", "--n-steps", "20")
     + [(name, CONTINUOUS) for name in REFRESHED],
 )
 def test_a_run_resumes_exactly(name: str, options: tuple[str, ...], tmp_path: Path) -> None:
-    flags = ["--optimizer", name, "--learning-rate", "0.003", "--lr-schedule", "constant", *options]
-    assert start(tmp_path, *flags, name="whole") == 0
-    assert start(tmp_path, *flags, iterations=2, name="halves") == 0
-    assert main(["train", "--resume", str(tmp_path / "halves"), "--iterations", "4"]) == 0
-    assert_same_runs(tmp_path / "whole", tmp_path / "halves")
+    assert_halves_are_the_whole(tmp_path, "--optimizer", name, "--learning-rate", "0.003", *options)
 
 
 def test_a_refresh_that_fails_is_tried_again_with_new_samples(monkeypatch: pytest.MonkeyPatch) -> None:

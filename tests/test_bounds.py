@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -21,6 +20,7 @@ from optex_rl.compare.sweep import Sweep
 from optex_rl.training.builders import check_sizes
 
 from .helpers import registered
+from .test_spaces import Sampling
 
 HUGE = 10**50
 HINTS = get_type_hints(TrainConfig)
@@ -33,13 +33,13 @@ def changed(**options: Any) -> TrainConfig:
 
 
 @pytest.mark.parametrize("spec", NUMBERS, ids=lambda spec: spec.name)
-def test_no_option_without_an_upper_bound(spec: Any) -> None:
-    name, high = spec.name, spec.metadata["high"]
+def test_no_option_without_bounds(spec: Any) -> None:
+    name, low, high = spec.name, spec.metadata["low"], spec.metadata["high"]
     assert high is not None
-    for value in (HUGE, 10**5000, math.inf, math.nan) if float in KINDS[name] else (HUGE, 10**5000):
-        with pytest.raises(
-            ConfigError, match=rf"^{name} must be .* between .* and {re.escape(str(high))}.*, got "
-        ) as e:
+    kind, floats = ("a number", (math.inf, math.nan, low - 0.5)) if float in KINDS[name] else ("whole numbers?", ())
+    for value in (HUGE, 10**5000, low - 1, *floats):
+        message = rf"^{name} must be .*{kind} between {low} and {re.escape(str(high))}.*, got "
+        with pytest.raises(ConfigError, match=message) as e:
             changed(**{name: (value,) if HINTS[name] == tuple[int, ...] else value})
         assert len(str(e.value)) < 250
 
@@ -72,18 +72,8 @@ def test_training(flags: list[str], message: str, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "logs").exists()
 
 
-class Wide(gymnasium.Env[np.ndarray, Any]):
-    """A task with long observations."""
-
-    observation_space = Box(-1.0, 1.0, (500,))
-    action_space = Discrete(2)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        return np.zeros(500, np.float32), {}
-
-
 def test_a_window_of_long_observations(capsys: pytest.CaptureFixture[str]) -> None:
-    with registered("Wide-v0", Wide) as env:
+    with registered("Wide-v0", lambda: Sampling(Box(-1.0, 1.0, (500,)), Discrete(2))) as env:
         flags = ["--env", env, "--n-envs", "2", "--n-steps", "1000000", "--parallelism", "4", "--logdir", "none"]
         assert main(["train", *flags]) == 2
     message = "samples × features of an observation must be at most 2000000000 numbers, got 4000000000"
@@ -136,15 +126,7 @@ def test_sizes() -> None:
     check_sizes(dataclasses.replace(config, method="vanilla"), 3, most)  # which keeps no history
 
 
-def ask_numpy(config: TrainConfig) -> Any:
-    return np.empty(2**56, np.uint8)
-
-
-def ask_torch(config: TrainConfig) -> Any:
-    return torch.empty(2**56, dtype=torch.uint8)
-
-
-@pytest.mark.parametrize("ask", [ask_numpy, ask_torch])
+@pytest.mark.parametrize("ask", [lambda _: np.empty(2**56, np.uint8), lambda _: torch.empty(2**56, dtype=torch.uint8)])
 def test_memory_that_is_not_there(
     ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import logging
 import math
@@ -37,6 +36,8 @@ from optex_rl.runner import callbacks as module
 from optex_rl.runner import log
 from optex_rl.runner.callbacks import Run, held
 from optex_rl.training import Trainer
+
+from .helpers import read_csv, same
 
 SMALL: dict[str, Any] = {
     "n_envs": 2,
@@ -100,8 +101,7 @@ def test_a_callback_stops_the_run_which_is_saved_and_goes_on_exactly(hook: str, 
     again = resume(tmp_path / "run", callbacks=[third := Diary()])
     assert (again.iterations, again.stopped_by, third.calls[0]) == (5, None, ("start", 2))
     whole = train(config())
-    pairs = zip(whole.policy.parameters(), again.policy.parameters(), strict=True)
-    assert all(torch.equal(one, other) for one, other in pairs)
+    assert same(whole.policy.state_dict(), again.policy.state_dict())
 
 
 def test_a_stop_at_the_last_iteration_is_none() -> None:
@@ -188,8 +188,8 @@ def test_metrics_of_ones_own_are_logged_and_a_failure_loses_nothing(tmp_path: Pa
         train(config(logdir=str(tmp_path), run_name="run"), callbacks=[Added(3)])
     assert load(tmp_path / "run").iteration == 3
     resume(tmp_path / "run", callbacks=[Added(0)])
-    with (tmp_path / "run" / "progress.csv").open() as file:
-        assert [row["doubled"] for row in csv.DictReader(file)] == ["2.0", "4.0", "6.0", "8.0", "10.0"]
+    rows = read_csv(tmp_path / "run" / "progress.csv")
+    assert [row["doubled"] for row in rows] == ["2.0", "4.0", "6.0", "8.0", "10.0"]
 
 
 @pytest.mark.parametrize("wrong", [Diary, 3, lambda run: False])

@@ -12,13 +12,13 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
-from optex_rl import ConfigError, TrainConfig, load, resume, train
+from optex_rl import ConfigError, TrainConfig, load, train
 from optex_rl.agents import sample_observations
 from optex_rl.envs import Catch, FrameStack, make_vec
 from optex_rl.sb3 import NativeVecEnv, OptExA2C
 from optex_rl.training.rollouts.evaluation import evaluate_policy
 
-from .helpers import registered, same
+from .helpers import assert_resumed_exactly, registered
 
 
 def play(env: Any, policy: Any) -> tuple[np.ndarray[Any, Any], int]:
@@ -165,12 +165,7 @@ SMALL: dict[str, Any] = {
 @pytest.mark.parametrize("options", [{}, {"n_critic_updates": 1, "share_features_extractor": False, "batch_size": 16}])
 def test_a_resumed_run_is_the_run_that_nothing_stopped(options: dict[str, Any], tmp_path: Any) -> None:
     """In the middle of episodes of eleven steps, with the frames before it."""
-    common = SMALL | options | {"logdir": str(tmp_path)}
-    whole = train(TrainConfig(**common, iterations=4, run_name="whole"))
-    part = train(TrainConfig(**common, iterations=2, run_name="part"))
-    assert part.run_dir is not None
-    resumed = resume(part.run_dir, 4)
-    assert same(dict(whole.policy.state_dict()), dict(resumed.policy.state_dict()))
+    assert_resumed_exactly(tmp_path, **SMALL | options)
 
 
 def test_a_point_does_not_depend_on_the_number_of_points() -> None:

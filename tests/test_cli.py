@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import gymnasium
-import numpy as np
 import pytest
-import torch
-from gymnasium.spaces import Box, Text
 
 from optex_rl.cli.commands import build_parser, main
 from optex_rl.cli.flags import GROUPS, given_options
 from optex_rl.training.config import TrainConfig, load_config
 from optex_rl.training.presets import tuned_options
 
-from .helpers import registered
+from .helpers import expect_refusal, read_csv
 
 SMALL = ["--n-envs", "4", "--n-steps", "32", "--iterations", "3", "--eval-episodes", "5", "--no-progress-bar"]
-
-
-class Odd(gymnasium.Env[np.ndarray, Any]):
-    """An action space that no agent supports."""
-
-    observation_space = Box(-1.0, 1.0, (2,))
-    action_space = Text(3)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        return np.zeros(2, np.float32), {}
-
-
-@pytest.fixture(scope="module")
-def odd_env() -> Iterator[str]:
-    with registered("Odd-v0", Odd) as env:
-        yield env
 
 
 @pytest.fixture
@@ -47,18 +22,6 @@ def run_dir(tmp_path: Path) -> Path:
     """A finished run."""
     assert main(["train", *SMALL, "--logdir", str(tmp_path), "--run-name", "run"]) == 0
     return tmp_path / "run"
-
-
-def expect_refusal(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], status: int | None = None
-) -> None:
-    """The command fails with a status, 1 or 2 by default, and one line that holds the message."""
-    capsys.readouterr()
-    assert main(arguments) in ((1, 2) if status is None else (status,))
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("optex-rl: error: ")
-    assert message in lines[0]
 
 
 def test_closing_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,8 +48,7 @@ def test_tensorboard_steps_are_sequential_iterations(run_dir: Path) -> None:
     events = EventAccumulator(str(run_dir))
     events.Reload()
     scalars = events.Scalars("curve/cumulative_average_reward")
-    with (run_dir / "progress.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(run_dir / "progress.csv")
     assert [event.step for event in scalars] == [int(row["iteration"]) for row in rows]
     assert [event.value for event in scalars] == pytest.approx([float(r["cumulative_average_reward"]) for r in rows])
 
@@ -114,32 +76,16 @@ def test_flags_of_every_kind() -> None:
         (["--env", "CartPoll-v1"], "CartPole-v1"),
         (["--optimizer", "adan"], "did you mean 'adam'"),
         (["--parallelism", "0"], "parallelism must be a whole number between 1 and 1000, got 0"),
-        (["--threads", "0"], "threads must be a whole number between 1 and 1024, got 0"),
-        (["--n-envs", "0"], "n_envs must be a whole number between 1 and 1000000, got 0"),
-        (["--iterations", "-3"], "iterations must be a whole number between 1 and 1000000000, got -3"),
         (["--learning-rate", "nan"], "learning_rate must be a number between 0 and 1e+38, got nan"),
-        (["--learning-rate", "-1"], "learning_rate must be a number between 0 and 1e+38, got -1.0"),
         (["--kernel", "linear"], "kernel must be one of matern12, matern32, matern52, rbf, got 'linear'"),
         (["--lengthscale", "long"], "lengthscale must be a positive number, 'auto' or 'median', got 'long'"),
-        (["--noise", "-0.1"], "noise must be a number between 0 and 1e+38, or 'auto', got -0.1"),
-        (["--history-size", "1"], "history_size must be a whole number between 2 and 10000, or none, got 1"),
-        (["--gamma", "1.5"], "gamma must be a number between 0 and 1, got 1.5"),
         (["--net-arch", "0"], "net_arch must be a list of at most 16 whole numbers between 1 and 4096, got (0,)"),
         (["--net-arch", "64", "none"], "whole numbers between 1 and 4096, got (64, None)"),
         (["--device", "warp"], "device 'warp' cannot be used here"),
-        (["--run-name", "../up"], "run_name must be a plain folder name"),
     ],
 )
 def test_bad_options(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expect_refusal(["train", *SMALL, "--logdir", str(tmp_path / "logs"), *flags], message, capsys)
-    assert not (tmp_path / "logs").exists()
-    assert not (tmp_path / "up").exists()
-
-
-def test_unsupported_action_space(odd_env: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    expect_refusal(
-        ["train", *SMALL, "--logdir", str(tmp_path / "logs"), "--env", odd_env], "The action space Text", capsys, 2
-    )
     assert not (tmp_path / "logs").exists()
 
 
@@ -242,22 +188,9 @@ def test_an_existing_run_folder_is_refused_unharmed(run_dir: Path, capsys: pytes
     assert {path.name: path.read_bytes() for path in run_dir.iterdir()} == before
 
 
-def test_a_log_directory_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "logs").write_text("not a folder")
-    expect_refusal(["train", *SMALL, "--logdir", str(tmp_path / "logs")], "cannot be written", capsys, 1)
-
-
 def test_evaluate_what_is_no_run(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expect_refusal(["evaluate", str(tmp_path / "nothing")], "there is no run folder", capsys, 1)
-    message = "episodes must be a whole number between 1 and 100000, got 0"
-    expect_refusal(["evaluate", str(run_dir), "--episodes", "0"], message, capsys)
-    checkpoint = run_dir / "checkpoint.pt"
-    whole = checkpoint.read_bytes()
-    checkpoint.write_bytes(whole[: len(whole) // 2])
-    expect_refusal(["evaluate", str(run_dir)], "is damaged or no checkpoint", capsys)
-    torch.save({"version": 99}, checkpoint)
-    expect_refusal(["evaluate", str(run_dir)], "no checkpoint of optex-rl", capsys)
-    checkpoint.unlink()
+    (run_dir / "checkpoint.pt").unlink()
     expect_refusal(["evaluate", str(run_dir)], "there is no checkpoint", capsys)
 
 
@@ -266,12 +199,6 @@ def test_evaluate_a_policy_of_another_network(run_dir: Path, capsys: pytest.Capt
     config.write_text(config.read_text().replace("net_arch: null", "net_arch:\n- 32"))
     assert load_config(config).net_arch == (32,)
     expect_refusal(["evaluate", str(run_dir)], "another network than config.yml describes", capsys)
-
-
-@pytest.mark.parametrize("text", ["env: [1", "just words", "bogus: 1", "gamma: high", "!!python/object:os.system {}"])
-def test_damaged_options(run_dir: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (run_dir / "config.yml").write_text(text)
-    expect_refusal(["evaluate", str(run_dir)], "gamma" if "gamma" in text else "options of a run", capsys)
 
 
 def test_plot_what_cannot_be_drawn(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

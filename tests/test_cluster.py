@@ -348,11 +348,8 @@ def test_what_plain_optex_sends_and_receives() -> None:
     [
         ({"workers": 5}, "workers must be at most 4 with method optex and parallelism 4, got 5"),
         ({"workers": 2, "method": "vanilla"}, "workers must be at most 1 with method vanilla"),
-        ({"workers": 0}, "workers must be a whole number between 1 and 1000, or none, got 0"),
         ({"ray_address": "auto"}, "ray_address needs workers, the number of processes; got 'auto' alone"),
         ({"workers": 2, "ray_address": "here"}, "ray_address must be 'auto' or HOST:PORT, got 'here'"),
-        ({"worker_timeout": 0}, "worker_timeout must be a number between 0.001 and 1000000, got 0"),
-        ({"step_delay": -1.0}, "step_delay must be a number between 0 and 3600, got -1.0"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:

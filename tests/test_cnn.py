@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from pathlib import Path
@@ -23,7 +22,7 @@ from optex_rl.agents.networks import stacked as stacked_module
 from optex_rl.agents.networks.batching import convolves_on_cpu
 from optex_rl.agents.networks.cnn import CNNS, smallest_image
 
-from .networks import points_around
+from .networks import assert_points_are_separate_policies, points_around
 
 IMAGE = spaces.Box(0, 255, (36, 37, 2), np.uint8)
 FIRST = spaces.Box(0, 255, (1, 9, 10), np.uint8)
@@ -48,37 +47,12 @@ def rows_of(policy: CnnPolicy, *leading: int) -> Tensor:
     return torch.from_numpy(policy.layout.encode(obs)).view(*leading, -1)
 
 
-def loss_of(inputs: Tensor, values: Tensor | None) -> Tensor:
-    """Weights that differ between rows, so that no permutation goes unnoticed."""
-    weights = torch.arange(1.0, 1.0 + inputs.shape[-2])
-    total = inputs.square().sum(-1) * weights
-    return (total if values is None else total + values * weights.flip(0)).sum()
-
-
-def relative_error(given: Tensor, expected: Tensor) -> float:
-    return float((given - expected).detach().norm() / expected.detach().norm())
-
-
 @pytest.mark.parametrize("N", [1, 3])
 @pytest.mark.parametrize("name", CASES)
 def test_stacked_equals_separate_with_gradients(name: str, N: int) -> None:
     policy = made(name)
-    rows, stacked = rows_of(policy, N, 4), StackedPolicy(policy)
-    points = (points_around(policy, N) * 0.3).requires_grad_()
-    bound = stacked.bind(points)
-    values = bound.critic(rows) if policy.has_critic else None
-    inputs = bound.actor(rows)
-    (gradients,) = torch.autograd.grad(loss_of(inputs, values), points)
-    for n, point in enumerate(points.detach()):
-        alone = copy.deepcopy(policy)
-        vector_to_parameters(point.clone(), alone.parameters())
-        expected = alone.critic(rows[n]) if alone.has_critic else None
-        own = alone.actor(rows[n])
-        parts = torch.autograd.grad(loss_of(own, expected), list(alone.parameters()))
-        assert relative_error(inputs[n], own) < 1e-5
-        assert relative_error(gradients[n], torch.cat([part.reshape(-1) for part in parts])) < 1e-4
-        if values is not None and expected is not None:
-            assert relative_error(values[n], expected) < 1e-5
+    points, rows = points_around(policy, N) * 0.3, rows_of(policy, N, 4)
+    assert_points_are_separate_policies(policy, StackedPolicy(policy), points, rows, 1e-5, 1e-4)
 
 
 @pytest.mark.parametrize("batched", [False, True])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
@@ -77,22 +76,6 @@ def test_episodes_go_on_between_collections() -> None:
     assert first.episodes == []
     assert [(e.ep_return, e.length) for e in second.episodes] == [(7.0, 7)] * 2
     assert second.batch.truncated[0].any(1).tolist() == [False, True, False, False, False]
-
-
-def test_collection_goes_on_exactly_from_a_saved_state() -> None:
-    policy, points = make_points("CartPole-v1", 2)
-    bound = policy.bind(points)
-    collector = Collector(make_vec("CartPole-v1", 6), 2, 25, seed=1)
-    collector.collect(bound)
-    buffer = io.BytesIO()
-    torch.save(collector.state_dict(), buffer)
-    expected = collector.collect(bound)
-    buffer.seek(0)
-    other = Collector(make_vec("CartPole-v1", 6), 2, 25, seed=99)
-    other.load_state_dict(torch.load(buffer, weights_only=True))
-    actual = other.collect(bound)
-    assert all(torch.equal(a, b) for a, b in zip(expected.batch, actual.batch, strict=True))
-    assert expected.episodes == actual.episodes
 
 
 def test_padding_worked_by_hand() -> None:

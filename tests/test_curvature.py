@@ -133,10 +133,10 @@ def dense_fisher(policy: MlpPolicy) -> Tensor:
     return hessian
 
 
-def bound_base(name: str, policy: MlpPolicy, lr: float = 1.0, **kwargs: Any) -> Any:
+def bound_base(name: str, policy: Any, lr: float = 1.0, obs: Tensor | None = None, seed: int = 0, **kwargs: Any) -> Any:
     base: Any = make_base(name, policy.parameters(), lr, kwargs)
     base.bind(Objective(policy=policy, observations=lambda batch: batch))
-    base.refresh(observations(), stream())
+    base.refresh(observations() if obs is None else obs, stream(seed))
     return base
 
 
@@ -301,9 +301,7 @@ class Shared(nn.Module):
 @pytest.mark.parametrize("name", ["kfac", "natural"])
 def test_shared_layers_and_convolutions(name: str) -> None:
     policy = Shared()
-    base: Any = make_base(name, policy.parameters(), 0.1)
-    base.bind(Objective(policy=policy, observations=lambda batch: batch))
-    base.refresh(torch.randn(32, 9, generator=stream()), stream())
+    base = bound_base(name, policy, 0.1, torch.randn(32, 9, generator=stream()))
     before = flatten(list(policy.parameters()))
     gradient = torch.randn(before.shape, generator=stream(1))
     FlatBase(base).step(gradient)
@@ -314,9 +312,7 @@ def test_shared_layers_and_convolutions(name: str) -> None:
 
 def test_factors_of_a_shared_layer_add_up() -> None:
     policy, obs = Shared(), torch.randn(32, 9, generator=stream())
-    base: Any = make_base("kfac", policy.parameters(), 0.1)
-    base.bind(Objective(policy=policy, observations=lambda batch: batch))
-    base.refresh(obs, stream(4))
+    base = bound_base("kfac", policy, 0.1, obs, seed=4)
     generator, G = stream(4), torch.zeros(2, 2)
     for critic in (False, True):
         seed = int(torch.randint(2**31, (), generator=generator))

@@ -250,8 +250,9 @@ CHANGES: list[Any] = [REMOVE, _of_another_shape, _of_another_precision, _not_fin
 CHANGES += [lambda value: None, lambda value: -7, lambda value: {}, lambda value: "x", lambda value: 10**30]
 
 
-def try_contents(runs: Path, tmp_path: Path, every: int) -> tuple[int, int]:
-    """Resume from checkpoints that are whole but wrong in one entry: how many, and how many were refused."""
+@pytest.mark.parametrize(("every", "least"), [(13, 100), pytest.param(1, 1500, marks=pytest.mark.slow)])
+def test_wrong_content(runs: Path, tmp_path: Path, every: int, least: int) -> None:
+    """Resume from checkpoints that are whole but wrong in one entry: every 13th case, or all of them."""
     content = copy.deepcopy(load_checkpoint(runs / "three" / "checkpoint.pt"))
     cases = [(path, change) for path in places_in(content) for change in CHANGES][::every]
     refusals, crashes = 0, []
@@ -266,22 +267,9 @@ def try_contents(runs: Path, tmp_path: Path, every: int) -> tuple[int, int]:
         refusals += said is not None
         assert "\n" not in (said or "")
     assert not crashes
-    return len(cases), refusals
-
-
-def test_wrong_content(runs: Path, tmp_path: Path) -> None:
-    """Every 13th of the cases below."""
-    cases, refusals = try_contents(runs, tmp_path, every=13)
-    assert cases > 100
-    assert refusals > 0.8 * cases
-
-
-@pytest.mark.slow
-def test_all_wrong_content(runs: Path, tmp_path: Path) -> None:
-    cases, refusals = try_contents(runs, tmp_path, every=1)
-    print(f"{cases} wrong contents, {refusals} refused")
-    assert cases > 1500
-    assert refusals > 0.8 * cases
+    print(f"{len(cases)} wrong contents, {refusals} refused")
+    assert len(cases) > least
+    assert refusals > 0.8 * len(cases)
 
 
 def damaged_text(text: str, rng: random.Random) -> bytes:
@@ -325,12 +313,19 @@ def test_damaged_options(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert refusals > cases / 2
 
 
-@pytest.mark.parametrize("text", ["[" * 5000, "a: 2024-13-45", "a: 0b", "? {a: 1}\n: 2", "a: &a [*a]", "\ufeff", "- 1"])
-def test_yaml_traps(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.yml").write_text(text, encoding="utf-8")
-    with pytest.raises(RunFolderError) as error:
-        load_config(tmp_path / "config.yml")
-    assert "\n" not in str(error.value)
+TRAPS = ["[" * 5000, "a: 2024-13-45", "a: 0b", "? {a: 1}\n: 2", "a: &a [*a]", "\ufeff", "- 1"]
+TRAPS += ["env: [1", "just words", "bogus: 1", "gamma: high", "!!python/object:os.system {}"]
+
+
+@pytest.mark.parametrize("text", TRAPS)
+def test_yaml_traps(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    folder = fresh_copy(runs, tmp_path)
+    (folder / "config.yml").write_text(text, encoding="utf-8")
+    capsys.readouterr()
+    assert main(["evaluate", str(folder)]) in (1, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("optex-rl: error: ")
+    assert ("gamma" if "gamma" in text else "options of a run") in line
 
 
 ODD = st.one_of(

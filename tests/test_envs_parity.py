@@ -62,7 +62,11 @@ class ScalarOracle:
         return observation, float(reward), terminated, truncated
 
 
-def assert_parity(task: type[NativeVectorEnv], num_envs: int, steps: int, limit: int | None) -> None:
+@pytest.mark.parametrize(
+    ("num_envs", "steps", "limit"), [(40, 125, 60), pytest.param(50, 1100, None, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("task", TASKS)
+def test_each_step_equals_gymnasiums(task: type[NativeVectorEnv], num_envs: int, steps: int, limit: int | None) -> None:
     """Compare every step of a native environment with the oracle's from the same state.
 
     Every other row is now and then thrown into an extreme state; the rest live on, to meet the time limit.
@@ -88,17 +92,6 @@ def assert_parity(task: type[NativeVectorEnv], num_envs: int, steps: int, limit:
         counts += terminated.sum(), truncated.sum()
     assert counts[1] > 0
     assert counts[0] > 0 or task is Pendulum
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_each_step_equals_gymnasiums(task: type[NativeVectorEnv]) -> None:
-    assert_parity(task, num_envs=40, steps=125, limit=60)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
-def test_each_of_fifty_thousand_steps_equals_gymnasiums(task: type[NativeVectorEnv]) -> None:
-    assert_parity(task, num_envs=50, steps=1100, limit=None)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -206,7 +206,8 @@ def test_unknown_arguments_say_where_those_of_the_base_belong() -> None:
 
 def test_the_representation_says_what_is_wrapped() -> None:
     parameters = [Parameter(torch.ones(3))]
-    shown = repr(OptEx(parameters, lr=0.25, base="nadam", parallelism=3))
+    shown = repr(OptEx(Problem().groups(0.25), base="nadam", parallelism=3))
+    assert "Parameter Group 1\n" in shown
     assert shown.startswith("OptEx (base: NAdam, parallelism: 3\nParameter Group 0\n")
     assert "    lr: 0.25\n" in shown
     assert repr(OptEx.wrap(torch.optim.SGD(parameters), parallelism=1)).startswith("OptEx (base: SGD, parallelism: 1\n")

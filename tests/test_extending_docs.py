@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,14 @@ from optex_rl import ConfigError, OptEx, RunFolderError, TrainConfig, resume, tr
 from optex_rl.agents import Agent
 from optex_rl.optimizer.estimator import kernels
 
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+from .helpers import python_blocks
 
-
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text("utf-8")
 
 
 def test_agent_and_evaluator_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    agent_example, evaluator_example = python_blocks()[:2]
+    agent_example, evaluator_example = python_blocks(PAGE)[:2]
     names: dict[str, Any] = {}
     exec(agent_example, names)
     assert names["result"].rows[-1]["rollout/ep_rew_mean"] > 60  # a random policy gets about 22
@@ -39,7 +36,7 @@ def test_agent_and_evaluator_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_task_base_and_kernel_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    task, base, kernel = python_blocks()[2:]
+    task, base, kernel = python_blocks(PAGE)[2:]
     names: dict[str, Any] = {"np": np, "torch": torch, "train": train, "TrainConfig": TrainConfig}
     try:
         exec(task, names)

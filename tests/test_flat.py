@@ -12,7 +12,6 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from optex_rl.bases.flat import FlatBase
-from optex_rl.common.errors import ConfigError
 from optex_rl.common.torch_private import flatten, split
 
 from .helpers import CASES, Case, Problem, advance, same
@@ -200,18 +199,6 @@ def test_gradients_are_cast_to_each_parameter() -> None:
     flat = FlatBase(torch.optim.SGD(parameters, lr=1.0))
     flat.step(torch.ones(4))
     assert same([p.detach() for p in parameters], [torch.full((2,), -1.0, dtype=p.dtype) for p in parameters])
-
-
-def test_no_gradient_at_all_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"no parameter has a gradient: call loss\.backward\(\) before step\(\)"):
-        FlatBase(CASES["SGD"].base(Problem())).read_gradient()
-
-
-def test_sparse_gradients_are_refused() -> None:
-    embedding = torch.nn.Embedding(4, 2, sparse=True)
-    embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises(ConfigError, match="does not support sparse gradients"):
-        FlatBase(torch.optim.SGD(embedding.parameters(), lr=0.1)).read_gradient()
 
 
 def test_a_step_to_numbers_whose_sum_overflows_holds() -> None:

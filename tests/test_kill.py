@@ -18,7 +18,11 @@ from .test_resume import assert_same_runs
 PROGRAM = Path(__file__).with_name("killed_runs.py")
 
 
-def killed_equals_undisturbed(tmp_path: Path, kills: int, seed: int, iterations: int) -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
+@pytest.mark.parametrize(
+    ("kills", "seed", "iterations"), [(3, 1, 120), pytest.param(30, 0, 1000, marks=pytest.mark.slow)]
+)
+def test_killed_equals_undisturbed(tmp_path: Path, kills: int, seed: int, iterations: int) -> None:
     where = ["--iterations", str(iterations), "--logdir", str(tmp_path), "--run-name", "whole"]
     started = time.perf_counter()
     assert main(["train", *FLAGS, *where]) == 0
@@ -29,14 +33,3 @@ def killed_equals_undisturbed(tmp_path: Path, kills: int, seed: int, iterations:
     done = subprocess.run(arguments, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_same_runs(tmp_path / "whole", tmp_path / "killed")
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
-def test_a_few_kills(tmp_path: Path) -> None:
-    killed_equals_undisturbed(tmp_path, kills=3, seed=1, iterations=120)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
-def test_thirty_kills(tmp_path: Path) -> None:
-    killed_equals_undisturbed(tmp_path, kills=30, seed=0, iterations=1000)

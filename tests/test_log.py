@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import pytest
 from optex_rl import RunFolderError
 from optex_rl.runner.log import COLUMNS, RunLog
 from optex_rl.training.rollouts.episodes import Episode, EpisodeStatistics
+
+from .helpers import read_csv
 
 
 def test_figures_worked_by_hand() -> None:
@@ -34,18 +35,13 @@ def test_saved_figures_go_on() -> None:
     assert statistics.metrics() == other.metrics()
 
 
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "progress.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_whatever_is_reported_gets_a_column(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     log.write(1, {"train/learning_rate": 0.5, "eval/mean_reward": 3.0})
     log.write(2, {"train/approx_kl": 0.1, "optex/cosine/actor": math.nan})
     log.write(3, {"train/learning_rate": 0.25, "train/approx_kl": 0.2})
     log.close()
-    rows = rows_of(tmp_path)
+    rows = read_csv(tmp_path / "progress.csv")
     assert list(rows[0]) == ["iteration", *COLUMNS, "approx_kl"]
     assert [row["iteration"] for row in rows] == ["1", "2", "3"]
     assert [(row["learning_rate"], row["approx_kl"], row["eval_return"]) for row in rows] == [
@@ -60,7 +56,7 @@ def test_a_log_of_a_version_with_fewer_metrics_goes_on(tmp_path: Path) -> None:
     log = RunLog(tmp_path, iteration=1)
     log.write(2, {"time/env_steps": 21, "train/learning_rate": 0.5})
     log.close()
-    assert rows_of(tmp_path) == [
+    assert read_csv(tmp_path / "progress.csv") == [
         {"iteration": "1", "env_steps": "10", "learning_rate": ""},
         {"iteration": "2", "env_steps": "21", "learning_rate": "0.5"},
     ]

@@ -27,7 +27,7 @@ from optex_rl.agents import MlpPolicy, Reinforce, sample_observations
 from optex_rl.cli import main
 from optex_rl.training.builders import build_normalizer
 
-from .helpers import registered
+from .helpers import registered, same
 from .own_code import Net, network
 
 SMALL: dict[str, Any] = {
@@ -214,8 +214,7 @@ def test_resume_is_the_run_that_never_stopped(tmp_path: Path) -> None:
     model = load(make_run(tmp_path, normalize_obs=True))
     before = model.predict(np.ones(4))[0]
     assert model.resume(6).iterations == model.iteration == 6
-    pairs = zip(whole.policy.parameters(), model.policy.parameters(), strict=True)
-    assert all(torch.equal(one, other) for one, other in pairs)
+    assert same(whole.policy.state_dict(), model.policy.state_dict())
     np.testing.assert_array_equal(whole.normalizer.obs_moments.mean, model.normalizer.obs_moments.mean)
     assert before in (0, 1)
     assert load(tmp_path / "run").iteration == 6
@@ -232,6 +231,8 @@ def test_a_network_of_ones_own_given_as_an_instance(tmp_path: Path) -> None:
     for use in (load, resume):
         with pytest.raises(RunFolderError, match=message):
             use(run_dir)
+        with pytest.raises(RunFolderError, match=r"another network than config\.yml describes"):
+            use(run_dir, policy=Net(Box(-1, 1, (4,)), Discrete(2), width=4))
     empty = own_network()
     nn.init.zeros_(empty.trunk.weight)
     model = load(run_dir, empty)

@@ -34,7 +34,8 @@ from optex_rl.training.rollouts.normalization import (
     standardize,
 )
 
-from .test_training import config, whole_and_resumed
+from .test_resume import assert_halves_are_the_whole
+from .test_training import config
 
 BOTH = {"normalize_obs": True, "normalize_reward": True}
 
@@ -175,19 +176,11 @@ def test_episode_statistics_are_raw() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_saved_normalising_trainer_goes_on_exactly(tmp_path: Path, method: str) -> None:
-    options = config(env="Pendulum-v1", method=method, iterations=6, noise_repeat=3, **BOTH)
-    whole, second = whole_and_resumed(options, tmp_path / "state.pt")
-    assert np.array_equal(second.evaluator.normalizer.obs_moments.var, whole.evaluator.normalizer.obs_moments.var)
-    assert second.evaluate() == whole.evaluate()
-
-
-def test_target_is_vanilla_with_fewer_reports_also_when_it_normalises() -> None:
-    """The statistics are updated once for each of its N steps."""
-    target = train(config(method="target", parallelism=3, iterations=2, lr_schedule="constant", **BOTH))
-    vanilla = train(config(method="vanilla", iterations=6, lr_schedule="constant", **BOTH))
-    pairs = zip(target.policy.parameters(), vanilla.policy.parameters(), strict=True)
-    assert all(torch.equal(p, q) for p, q in pairs)
+def test_a_normalising_run_is_resumed_exactly(tmp_path: Path, method: str) -> None:
+    flags = ["--env", "Pendulum-v1", "--normalize-obs", "--normalize-reward", "--noise-repeat", "3"]
+    assert_halves_are_the_whole(tmp_path, *flags, "--method", method)
+    statistics = load_checkpoint(tmp_path / "whole" / "checkpoint.pt")["normalizer"]
+    assert min(statistics[part]["rows"] for part in ("obs", "returns")) > 50
 
 
 def test_evaluation_uses_the_saved_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

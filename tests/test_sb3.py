@@ -57,26 +57,17 @@ def drop_in(algorithm: str, *, env: str | None = None, model: dict[str, Any] | N
     return cls(policy, env_id, policy_kwargs=policy_kwargs, **arguments)
 
 
-def assert_one_point_is_stock(algorithm: str, steps: int, **arguments: Any) -> None:
+@pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
+@pytest.mark.parametrize(("steps", "sizes"), [(500, SMALL), pytest.param(10_000, {}, marks=pytest.mark.slow)])
+def test_one_point_is_stock_bit_for_bit(algorithm: str, steps: int, sizes: dict[str, dict[str, Any]]) -> None:
     cls: Any = CLASSES[algorithm]
-    arguments |= {"seed": 0, "device": "cpu"}
+    arguments = {"seed": 0, "device": "cpu", **sizes.get(algorithm, {})}
     policy_kwargs = {"optimizer_class": OptEx, "optimizer_kwargs": {**sb3_defaults(algorithm), "parallelism": 1}}
     stock = cls("MlpPolicy", "CartPole-v1", **arguments).learn(steps)
     ours = cls("MlpPolicy", "CartPole-v1", policy_kwargs=policy_kwargs, **arguments).learn(steps)
     assert stock.num_timesteps >= steps
     assert same(weights(ours), weights(stock))
     assert same(ours.policy.optimizer.base.state_dict(), stock.policy.optimizer.state_dict())
-
-
-@pytest.mark.parametrize(("algorithm", "steps"), [("a2c", 500), ("ppo", 128)])
-def test_one_point_is_stock_bit_for_bit(algorithm: str, steps: int) -> None:
-    assert_one_point_is_stock(algorithm, steps, **SMALL.get(algorithm, {}))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
-def test_one_point_is_stock_bit_for_bit_over_ten_thousand_steps(algorithm: str) -> None:
-    assert_one_point_is_stock(algorithm, 10_000)
 
 
 @pytest.mark.parametrize(
@@ -174,9 +165,14 @@ def test_a_policy_of_its_own_saves_and_loads(tmp_path: Path) -> None:
     assert policy.optimizer.param_groups[0]["lr"] == 0.0
 
 
-def run_save_load_continue(algorithm: str, **options: Any) -> None:
+@pytest.mark.parametrize("without_closure", ["extrapolate", pytest.param("emulate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "algorithm",
+    [pytest.param(name, marks=() if name in ("a2c", "ppo", "dqn") else pytest.mark.slow) for name in CLASSES],
+)
+def test_trains_saves_loads_and_continues(algorithm: str, without_closure: str) -> None:
     steps = 128 if algorithm in ("ppo", "recurrentppo", "trpo") else 60
-    model = drop_in(algorithm, **options)
+    model = drop_in(algorithm, parallelism=3, history_size=10, without_closure=without_closure)
     before = weights(model)
     model.learn(steps)
     assert not same(weights(model), before)
@@ -189,11 +185,6 @@ def run_save_load_continue(algorithm: str, **options: Any) -> None:
     other.learn(steps, reset_num_timesteps=False)
     assert not same(weights(other), weights(model))
     assert all(value.isfinite().all() for value in weights(other).values())
-
-
-@pytest.mark.parametrize("algorithm", ["a2c", "ppo", "dqn"])
-def test_trains_saves_loads_and_continues(algorithm: str) -> None:
-    run_save_load_continue(algorithm, parallelism=3, history_size=10)
 
 
 @pytest.mark.parametrize("cls", [A2C, PPO])
@@ -213,13 +204,6 @@ def test_any_policy(cls: Any, policy: str, env: Any, arguments: dict[str, Any]) 
     model.learn(192)
     assert not same(weights(model), before)
     assert all(value.isfinite().all() for value in weights(model).values())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("without_closure", ["extrapolate", "emulate"])
-@pytest.mark.parametrize("algorithm", sorted(CLASSES))
-def test_every_algorithm_trains_saves_loads_and_continues(algorithm: str, without_closure: str) -> None:
-    run_save_load_continue(algorithm, parallelism=3, history_size=10, without_closure=without_closure)
 
 
 @pytest.mark.parametrize("without_closure", ["extrapolate", "emulate"])

@@ -108,23 +108,30 @@ SPACES |= {
 
 
 def reference_losses(model: OptExA2C, points: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Loss and gradient at each point, by A2C's own formulas on a policy of its own and the point's columns."""
+    """Loss and gradient at each point, by A2C's own formulas on a policy of its own and the point's columns.
+
+    Values and log-probabilities in the buffer are those of that policy at what it saw and did.
+    """
     buffer, M = model.rollout_buffer, model.n_envs // model.parallelism
     results = []
     for n, point in enumerate(points):
         policy, columns = at(model.policy, point), slice(n * M, (n + 1) * M)
 
-        def rows(array: Any, columns: slice = columns) -> Tensor:
-            part = array[:, columns]
+        def rows(array: Any, steps: slice = slice(None), columns: slice = columns) -> Tensor:
+            part = array[steps, columns]
             return torch.as_tensor(part.reshape(-1, *part.shape[2:]))
 
-        obs = buffer.observations
-        actions = rows(buffer.actions).float()
-        actions = actions.long().flatten() if isinstance(model.action_space, spaces.Discrete) else actions
-        values, log_prob, entropy = policy.evaluate_actions(
-            {k: rows(v) for k, v in obs.items()} if isinstance(obs, dict) else rows(obs), actions
-        )
-        assert entropy is not None
+        def evaluated(steps: slice, policy: ActorCriticPolicy = policy, rows: Any = rows) -> tuple[Any, ...]:
+            obs, actions = buffer.observations, rows(buffer.actions, steps).float()
+            actions = actions.long().flatten() if isinstance(model.action_space, spaces.Discrete) else actions
+            seen = {k: rows(v, steps) for k, v in obs.items()} if isinstance(obs, dict) else rows(obs, steps)
+            return policy.evaluate_actions(seen, actions)
+
+        for step in (slice(0, 1), slice(7, 8)):
+            values, log_prob, _ = evaluated(step)
+            torch.testing.assert_close(rows(buffer.values, step), values.detach().flatten(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(rows(buffer.log_probs, step), log_prob.detach(), rtol=1e-3, atol=1e-5)
+        values, log_prob, entropy = evaluated(slice(None))
         policy_loss = -(rows(buffer.advantages) * log_prob).mean()
         value_loss = mse_loss(rows(buffer.returns), values.flatten())
         loss = policy_loss - model.ent_coef * entropy.mean() + model.vf_coef * value_loss
@@ -156,31 +163,6 @@ def test_one_backward_pass_gives_the_gradients_of_separate_policies(case: Any) -
     assert torch.unique(recorder.points[-1], dim=0).shape[0] == 3
 
 
-@pytest.mark.filterwarnings(*SLOW)
-@pytest.mark.parametrize("case", SPACES.values(), ids=SPACES)
-def test_each_point_acts_in_its_own_sub_environments(case: Any) -> None:
-    """Values and log-probabilities in the buffer are those of the point's own policy at what it saw and did."""
-    make_env, policy_name, policy_kwargs = case
-    model = make(make_env(), policy_name, policy_kwargs=policy_kwargs)
-    recorder = Recorder()
-    model.learn(3 * 8 * 6, recorder)
-    points, buffer = recorder.points[-1], model.rollout_buffer
-    discrete = isinstance(model.action_space, spaces.Discrete)
-    for n in range(3):
-        policy = at(model.policy, points[n])
-        for t in (0, 7):
-            columns = slice(2 * n, 2 * n + 2)
-            seen = buffer.observations
-            obs: Any = {k: v[t, columns] for k, v in seen.items()} if isinstance(seen, dict) else seen[t, columns]
-            if isinstance(model.observation_space, spaces.Discrete):
-                obs = obs.flatten().astype(np.int64)
-            actions = torch.as_tensor(buffer.actions[t, columns]).float()
-            actions = actions.long().flatten() if discrete else actions
-            values, log_prob, _ = policy.evaluate_actions(obs_as_tensor(obs, torch.device("cpu")), actions)
-            np.testing.assert_allclose(buffer.values[t, columns], values.detach().flatten(), rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(buffer.log_probs[t, columns], log_prob.detach(), rtol=1e-3, atol=1e-5)
-
-
 def test_an_episode_cut_short_is_valued_by_its_own_points_critic() -> None:
     env = make_sb3_vec_env("CartPole-v1", 6, max_episode_steps=5)
     model = make(env, learning_rate=0.05, gamma=0.9)
@@ -201,23 +183,22 @@ def test_an_episode_cut_short_is_valued_by_its_own_points_critic() -> None:
     assert found >= 6
 
 
-def assert_one_point_is_a2c(steps: int, **arguments: Any) -> None:
+@pytest.mark.parametrize(
+    ("steps", "arguments"),
+    [
+        (400, {}),
+        (400, {"use_rms_prop": False}),
+        (400, {"normalize_advantage": True, "ent_coef": 0.01}),
+        pytest.param(10_000, {}, marks=pytest.mark.slow),
+    ],
+)
+def test_one_point_is_a2c_bit_for_bit(steps: int, arguments: dict[str, Any]) -> None:
     stock = A2C("MlpPolicy", make_vec_env("CartPole-v1", 4), seed=0, device="cpu", **arguments).learn(steps)
     ours = make(make_vec_env("CartPole-v1", 4), parallelism=1, **{"n_steps": 5} | arguments).learn(steps)
     assert same(weights(ours), weights(stock))
     optimizer: Any = ours.policy.optimizer
     assert same(optimizer.base.state_dict(), stock.policy.optimizer.state_dict())
     assert stock.num_timesteps == ours.num_timesteps >= steps
-
-
-@pytest.mark.parametrize("arguments", [{}, {"use_rms_prop": False}, {"normalize_advantage": True, "ent_coef": 0.01}])
-def test_one_point_is_a2c_bit_for_bit(arguments: dict[str, Any]) -> None:
-    assert_one_point_is_a2c(400, **arguments)
-
-
-@pytest.mark.slow
-def test_one_point_is_a2c_bit_for_bit_over_ten_thousand_steps() -> None:
-    assert_one_point_is_a2c(10_000)
 
 
 def test_the_base_is_the_optimizer_of_policy_kwargs() -> None:
@@ -415,18 +396,13 @@ def test_one_warning_of_what_the_points_cost(kind: str) -> None:
     with pytest.warns(PerformanceWarning) as caught:
         model = make(policy_kwargs=extracting(kind)).learn(2 * 8 * 6)
     (warning,) = caught
+    assert warning.filename == __file__  # where the model is made
     assert str(warning.message).startswith("torch.func.vmap cannot batch ActorCriticPolicy (RuntimeError: ")
     assert str(warning.message).endswith("one after the other: 3 forward passes in place of one each time")
     with pytest.warns(PerformanceWarning):
         again = reloaded(model, env=make_sb3_vec_env("CartPole-v1", 6))
     again.learn(8 * 6)
     assert make(policy_kwargs=extracting(kind), parallelism=1).learn(8).num_timesteps >= 8
-
-
-def test_the_place_of_the_warning_is_where_the_model_is_made() -> None:
-    with pytest.warns(PerformanceWarning) as caught:
-        OptExA2C("MlpPolicy", "CartPole-v1", policy_kwargs=extracting("GRU"), device="cpu")
-    assert caught[0].filename == __file__
 
 
 def test_dictionaries_of_observations_point_after_point() -> None:

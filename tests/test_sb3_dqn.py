@@ -150,8 +150,29 @@ def test_returns_of_several_steps() -> None:
     assert {round(d, 3) for d in discounts.flatten().tolist()} >= {0.729}  # type: ignore[union-attr]
 
 
-def assert_one_point_is_dqn(steps: int, env: Any = "CartPole-v1", **arguments: Any) -> None:
-    arguments |= {"seed": 0, "device": "cpu"}
+LONG = {"learning_starts": 1_000, "target_update_interval": 2_000, "seed": 0, "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "env", "arguments"),
+    [
+        (600, "CartPole-v1", SMALL),
+        (
+            600,
+            "CartPole-v1",
+            SMALL | {"tau": 0.1, "target_update_interval": 1, "max_grad_norm": 0.5, "gradient_steps": -1},
+        ),
+        (
+            600,
+            "CartPole-v1",
+            SMALL | {"n_steps": 3, "policy_kwargs": {"optimizer_class": torch.optim.SGD, "net_arch": [8]}},
+        ),
+        pytest.param(20_000, "CartPole-v1", LONG, marks=pytest.mark.slow),
+        pytest.param(20_000, "MountainCar-v0", LONG, marks=pytest.mark.slow),
+    ],
+    ids=["hard target", "soft target", "n steps, SGD", "long", "long, another task"],
+)
+def test_one_point_is_dqn_bit_for_bit(steps: int, env: str, arguments: dict[str, Any]) -> None:
     stock = DQN("MlpPolicy", env, **arguments).learn(steps)
     ours = OptExDQN("MlpPolicy", env, parallelism=1, **arguments).learn(steps)
     assert same(weights(ours), weights(stock))
@@ -160,25 +181,6 @@ def assert_one_point_is_dqn(steps: int, env: Any = "CartPole-v1", **arguments: A
     assert stock.num_timesteps == ours.num_timesteps >= steps
     assert stock._n_updates == ours._n_updates > 0
     assert ours.exploration_rate == stock.exploration_rate
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        SMALL,
-        SMALL | {"tau": 0.1, "target_update_interval": 1, "max_grad_norm": 0.5, "gradient_steps": -1},
-        SMALL | {"n_steps": 3, "policy_kwargs": {"optimizer_class": torch.optim.SGD, "net_arch": [8]}},
-    ],
-    ids=["hard target", "soft target", "n steps, SGD"],
-)
-def test_one_point_is_dqn_bit_for_bit(arguments: dict[str, Any]) -> None:
-    assert_one_point_is_dqn(600, **arguments)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("env", ["CartPole-v1", "MountainCar-v0"])
-def test_one_point_is_dqn_bit_for_bit_over_twenty_thousand_steps(env: str) -> None:
-    assert_one_point_is_dqn(20_000, env, learning_starts=1_000, target_update_interval=2_000)
 
 
 class StopAt(BaseCallback):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from optex_rl.agents import Categorical, MlpPolicy, StackedPolicy, encode_observations, observation_size
 from optex_rl.common.errors import ConfigError
 
-from .networks import SharedExtractor, points_around
+from .networks import SharedExtractor, assert_points_are_separate_policies, points_around
 
 OBS = gymnasium.spaces.Box(-1, 1, (4,))
 DISCRETE = gymnasium.spaces.Discrete(3)
@@ -45,39 +44,13 @@ def architectures() -> dict[str, nn.Module]:
     }
 
 
-def separate(policy: nn.Module, points: Tensor) -> list[Any]:
-    modules = []
-    for point in points.detach():
-        modules.append(copy.deepcopy(policy))
-        vector_to_parameters(point.clone(), modules[-1].parameters())
-    return modules
-
-
-def relative_error(given: Tensor, expected: Tensor) -> float:
-    error: float = ((given - expected).norm() / expected.norm()).item()
-    return error
-
-
 @pytest.mark.parametrize("N", [1, 4])
 @pytest.mark.parametrize("name", list(architectures()))
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
 def test_stacked_equals_separate_with_gradients(name: str, N: int, dtype: torch.dtype, limit: float) -> None:
     policy = architectures()[name].to(dtype)
-    points = points_around(policy, N).requires_grad_()
     obs = torch.randn(N, 7, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
-    bound = StackedPolicy(policy).bind(points)
-    inputs, values = bound.actor(obs), bound.critic(obs)
-    # Weights that differ between rows, so that a permutation of rows or points could not go unnoticed.
-    weights = torch.arange(1.0, 8.0, dtype=dtype)
-    losses = (inputs.square().sum(-1) * weights + values * weights.flip(0)).sum(-1)
-    (gradients,) = torch.autograd.grad(losses.sum(), points)
-    for n, module in enumerate(separate(policy, points)):
-        expected_inputs, expected_values = module.actor(obs[n]), module.critic(obs[n])
-        loss = (expected_inputs.square().sum(-1) * weights + expected_values * weights.flip(0)).sum()
-        expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(module.parameters()))])
-        assert relative_error(inputs[n], expected_inputs) < limit
-        assert relative_error(values[n], expected_values) < limit
-        assert relative_error(gradients[n], expected) < limit
+    assert_points_are_separate_policies(policy, StackedPolicy(policy), points_around(policy, N), obs, limit)
 
 
 @pytest.mark.parametrize("again", [False, True])

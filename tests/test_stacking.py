@@ -17,7 +17,7 @@ from optex_rl.agents.networks.batching import find_obstacle
 from optex_rl.training import Trainer
 
 from .helpers import assert_resumed_exactly
-from .networks import BATCHED, ONE_BY_ONE, REFUSED, Policy, points_around
+from .networks import BATCHED, ONE_BY_ONE, REFUSED, Policy, assert_points_are_separate_policies, points_around
 
 # torch's, of the operations that vmap makes one after the other on its own.
 SLOW = "ignore:There is a performance drop because we have not yet implemented the batching rule"
@@ -44,20 +44,8 @@ def test_stacked_equals_separate_with_gradients(name: str, N: int) -> None:
     stacked = StackedPolicy(policy)
     stacked.examine(observations(2).double(), critic=True)
     assert (stacked.obstacle is not None) is (name in ONE_BY_ONE)
-    points, obs = points_around(policy, N).requires_grad_(), observations(N, 5).double()
-    bound = stacked.bind(points)
-    inputs, values = bound.actor(obs), bound.critic(obs)
-    weights = torch.arange(1.0, 6.0)  # no permutation of rows or points goes unnoticed
-    losses = (inputs.square().sum(-1) * weights + values * weights.flip(0)).sum(-1)
-    (gradients,) = torch.autograd.grad(losses.sum(), points)
-    for n, point in enumerate(points.detach()):
-        alone = made(make).double()
-        vector_to_parameters(point.clone(), alone.parameters())
-        expected = alone.actor(obs[n]), alone.critic(obs[n])
-        torch.testing.assert_close((inputs[n], values[n]), expected, rtol=1e-9, atol=1e-12)
-        loss = (expected[0].square().sum(-1) * weights + expected[1] * weights.flip(0)).sum()
-        parts = torch.autograd.grad(loss, list(alone.parameters()))
-        torch.testing.assert_close(gradients[n], torch.cat([g.reshape(-1) for g in parts]), rtol=1e-9, atol=1e-12)
+    points, obs = points_around(policy, N), observations(N, 5).double()
+    assert_points_are_separate_policies(policy, stacked, points, obs, 1e-12, make_alone=lambda: made(make).double())
 
 
 @pytest.mark.parametrize("name", ONE_BY_ONE)

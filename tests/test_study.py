@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import importlib.util
 import math
@@ -27,6 +26,8 @@ from optex_rl.compare.objective import Reports
 from optex_rl.compare.search_space import read_space, usual_space
 from optex_rl.compare.study import Findings, Study, run_once, run_study
 from optex_rl.training.config import load_config
+
+from .helpers import read_csv
 
 SMALL: dict[str, Any] = {"n_envs": 2, "n_steps": 16, "iterations": 8, "eval_episodes": 2, "eval_freq": 2}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
@@ -65,8 +66,7 @@ def search(study: Study, monkeypatch: pytest.MonkeyPatch, run: Callable[[TrainCo
 
 
 def trials(folder: Path) -> list[dict[str, str]]:
-    with (folder / "trials.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(folder / "trials.csv")
 
 
 def tune(folder: Path, *flags: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -24,6 +23,8 @@ from optex_rl.compare.report import make_tables
 from optex_rl.compare.results import best_setting, gather, gather_trials, read_runs
 from optex_rl.compare.statistics import Curve
 from optex_rl.compare.sweep import Sweep, expected_seconds, run_sweep
+
+from .helpers import expect_refusal, read_csv
 
 SMALL: dict[str, Any] = {"n_envs": 2, "n_steps": 16, "iterations": 3, "eval_episodes": 2, "eval_freq": 2}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
@@ -51,18 +52,6 @@ def run(setting: str, seed: int, *returns: float, env: str = "CartPole-v1", meth
     return Run(env, method, setting, seed, {}, curve, [])
 
 
-def own(sweep: Sweep, method: str, env: str = "CartPole-v1") -> TrainConfig:
-    """The options of one of our own methods before any tuning."""
-    config = sweep.base(env, method)
-    assert isinstance(config, TrainConfig)
-    return config
-
-
-def finals(sweep: Sweep, method: str) -> list[Job]:
-    """The final runs of a method of which nothing is tuned."""
-    return list(sweep.batches("CartPole-v1", method))[-1]
-
-
 def without_times(folder: Path) -> dict[str, Any]:
     contents = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
     for content in contents.values():
@@ -81,7 +70,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_make_a_configuration(method: str, tmp_path: Path) -> None:
     tuned = TrainConfig.recommended("CartPole-v1", METHODS[method].get("algo", "a2c")).learning_rate
-    config, (rates, entropy) = own(small_sweep(tmp_path), method), small_sweep(tmp_path).axes("CartPole-v1", method)
+    sweep = small_sweep(tmp_path)
+    config, (rates, entropy) = sweep.base("CartPole-v1", method), sweep.axes("CartPole-v1", method)
+    assert isinstance(config, TrainConfig)
     assert rates.values == tuple(factor * tuned for factor in (0.5, 1, 2, 4))
     assert (rates.start, entropy.values) == (tuned, (config.ent_coef,))
     assert {name: getattr(config, name) for name in METHODS[method]} == METHODS[method]
@@ -145,7 +136,7 @@ def test_methods_that_are_none(method: str, message: str) -> None:
 def test_tuning_and_final_seeds_are_disjoint(tmp_path: Path) -> None:
     first = next(small_sweep(tmp_path, seeds=5).batches("CartPole-v1", "optex"))
     assert [job.config.seed for job in first] == [FIRST_TUNING_SEED] * 4 + [FIRST_TUNING_SEED + 1] * 4
-    last = finals(small_sweep(tmp_path, seeds=5, learning_rates=[1.0]), "optex")
+    *_, last = small_sweep(tmp_path, seeds=5, learning_rates=[1.0]).batches("CartPole-v1", "optex")
     assert [job.config.seed for job in last] == list(range(5))
 
 
@@ -284,18 +275,14 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
 def test_what_a_comparison_leaves(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = read_runs(finished)
     assert len([run for run in runs if not run.tuning]) == 2 * 2  # methods × seeds
-    with (finished / "tuning.csv").open(newline="") as file:
-        trials = [row for row in csv.DictReader(file) if row["chosen"] == "True"]
+    trials = [row for row in read_csv(finished / "tuning.csv") if row["chosen"] == "True"]
     assert [trial["method"] for trial in trials] == ["vanilla", "optex:stride=2"]
     assert {trial["setting"] for trial in trials} == {run.setting for run in runs if not run.tuning}
-    with (finished / "curves.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(finished / "curves.csv")
     assert len(rows) == len(runs) * 3
     first = runs[0]
     assert [float(row["return"]) for row in rows[:3]] == list(first.curve.returns)
-    with (finished / "summary.csv").open(newline="") as file:
-        summary = list(csv.DictReader(file))
-    assert [(row["method"], row["runs"], row["chosen"]) for row in summary] == [
+    assert [(row["method"], row["runs"], row["chosen"]) for row in read_csv(finished / "summary.csv")] == [
         ("vanilla", "2", "1"),
         ("optex:stride=2", "2", "1"),
     ]
@@ -487,8 +474,5 @@ def test_other_options_need_another_folder(finished: Path, capsys: pytest.Captur
 def test_bad_input_is_one_sentence(
     flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["compare", *flags, "--folder", str(tmp_path / "comparison")]) == (1 if "--report-only" in flags else 2)
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("optex-rl: error: ")
-    assert message in lines[0]
+    status = 1 if "--report-only" in flags else 2
+    expect_refusal(["compare", *flags, "--folder", str(tmp_path / "comparison")], message, capsys, status)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from optex_rl.cli import main
 from optex_rl.envs import NativeVectorEnv
 from optex_rl.runner.video import save_gif
 
+from .helpers import expect_refusal
+
 SMALL = ["--n-envs", "2", "--n-steps", "16", "--iterations", "1", "--eval-freq", "0", "--no-progress-bar"]
 
 
@@ -22,13 +24,6 @@ def make_run(tmp_path: Path, env: str = "CartPole-v1") -> Path:
     """A finished run."""
     assert main(["train", "--env", env, *SMALL, "--logdir", str(tmp_path), "--run-name", "run"]) == 0
     return tmp_path / "run"
-
-
-def video_line(capsys: pytest.CaptureFixture[str]) -> tuple[int, float]:
-    """Steps and return that the command reported."""
-    words = capsys.readouterr().out.splitlines()[-1].replace(",", "").split()
-    assert words[0] == "video"
-    return int(words[2]), float(words[5])
 
 
 def durations(video: Image.Image) -> Iterator[int]:
@@ -57,9 +52,10 @@ def test_other_tasks_and_paths(env: str, tmp_path: Path, capsys: pytest.CaptureF
     run_dir, path = make_run(tmp_path, env), tmp_path / "elsewhere.GIF"
     capsys.readouterr()
     assert main(["evaluate", str(run_dir), "--episodes", "2", "--video", str(path)]) == 0
-    steps, _ = video_line(capsys)
+    word, _, steps, *_ = capsys.readouterr().out.splitlines()[-1].replace(",", "").split()
+    assert word == "video"
     with Image.open(path) as video:
-        assert 1 < len(list(durations(video))) <= steps
+        assert 1 < len(list(durations(video))) <= int(steps)
 
 
 def test_frames_come_back(tmp_path: Path) -> None:
@@ -70,12 +66,6 @@ def test_frames_come_back(tmp_path: Path) -> None:
         shown = [int(np.asarray(frame.convert("RGB"))[0, 0, 0]) for frame in frames_read]
         assert video.info["duration"] == 100
     assert shown == [0, 100, 200]
-
-
-def expect_refusal(arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    assert main(arguments) in (1, 2)
-    assert message in capsys.readouterr().err
 
 
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
