@@ -11,8 +11,6 @@ from typing import Any, Final
 
 import yaml
 
-from ..runner.model import Model, load
-
 
 def read_pair(text: str) -> tuple[str, Any]:
     """KEY:VALUE as rl_zoo3 has it, the value read as YAML: a number, true, false, or text."""
@@ -49,17 +47,6 @@ def add_trust(command: argparse.ArgumentParser) -> None:
     """Add the flag of what runs a run folder."""
     text = "run code that the options of the run name: functions, and modules that are not installed packages"
     command.add_argument("--trust", action="store_true", help=text)
-
-
-def add_policy(command: argparse.ArgumentParser) -> None:
-    """Add the flag of the network for a command that has not the options of train."""
-    text = "the run's network of your own, as for train; not needed if the run was started with it"
-    command.add_argument("--policy", metavar="MODULE:FACTORY", help=text)
-
-
-def load_model(options: argparse.Namespace) -> Model:
-    """The model that the flags of evaluate mean."""
-    return load(options.run_dir, options.policy, options.best, trust=options.trust)
 
 
 @contextmanager
