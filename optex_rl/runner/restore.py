@@ -52,7 +52,7 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
     """Load a checkpoint, whose options have been compared already, into a new trainer.
 
     Raises:
-        RunFolderError: the checkpoint is from another run, is not built as it must be, or allows no iteration.
+        RunFolderError: the checkpoint is from another run or is not built as it must be.
     """
     name = type(trainer.agent).__name__
     if content.get("agent") != name:
