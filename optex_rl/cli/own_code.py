@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -28,18 +28,10 @@ def read_yaml(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"cannot be read, got {text!r}") from error
 
 
-def _env_kwargs(text: str) -> dict[str, Any]:
-    return {"type": read_pair, "metavar": "KEY:VALUE", "help": f"{text} (default: none)"}
-
-
-def _env_wrapper(text: str) -> dict[str, Any]:
-    return {"type": read_yaml, "metavar": "CLASS", "help": f"{text}, or '{{module.Class: {{key: value}}}}'"}
-
-
-# The options of `TrainConfig` that take several words, and how their flags read them, given the text of their help.
-OWN_CODE: Final[Mapping[str, Callable[[str], dict[str, Any]]]] = {
-    "env_kwargs": _env_kwargs,
-    "env_wrapper": _env_wrapper,
+# The options of `TrainConfig` that take several words: how their flags read them, and the end of their help.
+OWN_CODE: Final[Mapping[str, tuple[dict[str, Any], str]]] = {
+    "env_kwargs": ({"type": read_pair, "metavar": "KEY:VALUE"}, " (default: none)"),
+    "env_wrapper": ({"type": read_yaml, "metavar": "CLASS"}, ", or '{module.Class: {key: value}}'"),
 }
 
 

@@ -53,11 +53,8 @@ class History:
     some points, very near to the true ones, and their kernel matrices have no negative eigenvalues beyond rounding.
 
     Args:
-        dim: number of parameters ``d``.
-        history_size: pairs kept, ``T0``.
+        dim, history_size, dtype, device: as of `GradientEstimator`.
         block_sizes: sizes of consecutive blocks of parameters whose distances are kept apart; one block by default.
-        dtype: precision of the history; ``float32`` or ``float64``.
-        device: where the history lives.
 
     Raises:
         ConfigError: an argument is outside what is allowed.
@@ -85,9 +82,7 @@ class History:
         self._gradients = torch.zeros_like(self._steps)
         self._step_gram = torch.zeros(len(sizes), history_size, history_size, dtype=torch.float64)
         self._gram = torch.zeros_like(self._step_gram)
-        self._count = self._slot = 0  # changed by every insertion
-        self._measure()
-        self._changed = True  # since the last fit
+        self.reset()
 
     def __len__(self) -> int:
         """Number of pairs in the history."""
@@ -201,9 +196,9 @@ class History:
 
     def reset(self) -> None:
         """Drop all pairs."""
-        self._count = self._slot = 0
+        self._count = self._slot = 0  # changed by every insertion
         self._measure()
-        self._changed = True
+        self._changed = True  # since the last fit
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the history to another device or precision."""
