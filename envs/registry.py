@@ -24,7 +24,7 @@ SingleFactory: TypeAlias = Callable[..., gymnasium.Env[Any, Any]]
 EnvFactory: TypeAlias = SingleFactory | type[NativeVectorEnv]
 BatchTask = TypeVar("BatchTask", bound=type[NativeVectorEnv])
 
-NAMESPACE = "optex_rl/"
+NAMESPACE = "optex_rl/"  # natively vectorised tasks may be named with or without it
 NATIVE: dict[str, type[NativeVectorEnv]] = {
     task.env_id: task for task in (CartPole, Acrobot, MountainCar, MountainCarContinuous, Pendulum, Catch)
 }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..agents import Agent, Batch, StackedPolicy
 from ..agents.losses import value_loss
 from ..bases import fused_kwargs, make_base
-from ..bases.flat import FlatBase, Stepper
+from ..bases.flat import FlatBase
 from .config import TrainConfig
 from .rollouts.seeding import spawn_seeds
 
@@ -60,19 +60,15 @@ class CriticUpdates:
             points, batch = points[sound], batch.at(sound)
         if len(points) == 0:
             return
-        targets = self.agent.targets(self.policy.bind(points), batch)
+        targets = self.agent.targets(self.policy.bind(points), batch).flatten()
+        obs = batch.obs.flatten(0, 2)
         with self.base.committed_steps() as stepper:
-            self._update(stepper, batch.obs.flatten(0, 2), targets.flatten())
-
-    def _update(self, stepper: Stepper, obs: Tensor, targets: Tensor) -> None:
-        """All passes over ``obs [B, O]`` and ``targets [B]``."""
-        for _ in range(self.config.n_critic_updates):
-            order = torch.randperm(len(obs), generator=self.generator).to(obs.device)
-            for index in torch.split(order, self.config.batch_size):
-                point = stepper.point().detach()[None].requires_grad_()
-                values = self.critic.critic(point, obs[index][None])
-                (gradient,) = torch.autograd.grad(value_loss(values, targets[index][None]).sum(), point)
-                with torch.no_grad():
+            for _ in range(self.config.n_critic_updates):
+                order = torch.randperm(len(obs), generator=self.generator).to(obs.device)
+                for index in torch.split(order, self.config.batch_size):
+                    point = stepper.point().detach()[None].requires_grad_()
+                    values = self.critic.critic(point, obs[index][None])
+                    (gradient,) = torch.autograd.grad(value_loss(values, targets[index][None]).sum(), point)
                     stepper.step(gradient[0])
 
     def state_dict(self) -> dict[str, Any]:
