@@ -36,7 +36,7 @@ def total_iterations(path: Path, content: dict[str, Any] | None, configured: int
     Raises:
         RunFolderError: the numbers contradict each other, or the user wants fewer than before.
     """
-    known = configured if content is None else content.get("iterations")
+    known: int = configured if content is None else content["iterations"]
     if asked is not None:
         if asked < known:
             raise RunFolderError(f"iterations can only be raised: the run has {known}, got {asked}")

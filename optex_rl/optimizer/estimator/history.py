@@ -82,7 +82,9 @@ class History:
         self._gradients = torch.zeros_like(self._steps)
         self._step_gram = torch.zeros(len(sizes), history_size, history_size, dtype=torch.float64)
         self._gram = torch.zeros_like(self._step_gram)
-        self.reset()
+        self._count = self._slot = 0  # changed by every insertion
+        self._measure()
+        self._changed = True  # since the last fit
 
     def __len__(self) -> int:
         """Number of pairs in the history."""
@@ -196,9 +198,9 @@ class History:
 
     def reset(self) -> None:
         """Drop all pairs."""
-        self._count = self._slot = 0  # changed by every insertion
+        self._count = self._slot = 0
         self._measure()
-        self._changed = True  # since the last fit
+        self._changed = True
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the history to another device or precision."""
