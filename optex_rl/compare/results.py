@@ -110,7 +110,8 @@ def gather_trials(runs: Sequence[Run], thresholds: Mapping[str, float]) -> list[
 
 def best_setting(runs: Sequence[Run], threshold: float) -> str:
     """The setting that needs the fewest iterations, see `tuning_score`, among those with the most runs."""
-    settings = {name: [run.curve for run in of_setting] for name, of_setting in _grouped(runs, "setting").items()}
+    grouped: dict[str, list[Run]] = _grouped(runs, "setting")
+    settings = {name: [run.curve for run in of_setting] for name, of_setting in grouped.items()}
     most = max(map(len, settings.values()))
     complete = [name for name, curves in settings.items() if len(curves) == most]
     return min(complete, key=lambda name: tuning_score(settings[name], threshold))
