@@ -6,32 +6,18 @@ from dataclasses import fields
 from typing import Any, Final
 
 from ..common.errors import ConfigError
-from .actor_critic import ActorCritic as ActorCritic
-from .actor_critic import Rows as Rows
-from .interface import Agent as Agent
-from .interface import AgentLosses as AgentLosses
-from .interface import Batch as Batch
-from .interface import Iterate as Iterate
-from .interface import Update as Update
-from .networks.cnn import CnnPolicy as CnnPolicy
-from .networks.discrete import Bernoulli as Bernoulli
-from .networks.discrete import Categorical as Categorical
-from .networks.discrete import MultiCategorical as MultiCategorical
-from .networks.distributions import ActionDistribution as ActionDistribution
-from .networks.distributions import make_distribution as make_distribution
-from .networks.gaussian import DiagonalGaussian as DiagonalGaussian
-from .networks.gaussian import SquashedGaussian as SquashedGaussian
-from .networks.mlp import ActorCriticPolicy as ActorCriticPolicy
-from .networks.mlp import MlpPolicy as MlpPolicy
-from .networks.observations import ObservationLayout as ObservationLayout
-from .networks.observations import encode_observations as encode_observations
-from .networks.observations import observation_size as observation_size
-from .networks.observations import sample_observations as sample_observations
-from .networks.stacked import BoundPolicy as BoundPolicy
-from .networks.stacked import StackedPolicy as StackedPolicy
-from .ppo import PPO as PPO
-from .reinforce import Reinforce as Reinforce
-from .trpo import TRPO as TRPO
+from .actor_critic import ActorCritic, Rows
+from .interface import Agent, AgentLosses, Batch, Iterate, Update
+from .networks.cnn import CnnPolicy
+from .networks.discrete import Bernoulli, Categorical, MultiCategorical
+from .networks.distributions import ActionDistribution, make_distribution
+from .networks.gaussian import DiagonalGaussian, SquashedGaussian
+from .networks.mlp import ActorCriticPolicy, MlpPolicy
+from .networks.observations import ObservationLayout, encode_observations, observation_size, sample_observations
+from .networks.stacked import BoundPolicy, StackedPolicy
+from .ppo import PPO
+from .reinforce import Reinforce
+from .trpo import TRPO
 
 __all__ = [
     "AGENTS",

@@ -12,7 +12,7 @@ from ..common.validation import check_flag, check_number
 from .interface import Agent, AgentLosses, Batch
 from .losses import combine_losses, critic_values
 from .networks.stacked import BoundPolicy
-from .returns import gae
+from .returns import gae, normalize_advantages
 
 
 class Rows(NamedTuple):
@@ -107,6 +107,12 @@ class ActorCritic(Agent):
             vf_coef=self.vf_coef,
             normalize_advantage=self.normalize_advantage,
         )
+
+    def normalize(self, rows: Rows) -> Rows:
+        """The ``rows``, with normalised advantages if there are several and `normalize_advantage` says so."""
+        if not self.normalize_advantage or len(rows.advantages) < 2:
+            return rows
+        return rows._replace(advantages=normalize_advantages(rows.advantages.view(1, -1, 1)).view(-1))
 
     @torch.no_grad()
     def rows(self, policy: BoundPolicy, batch: Batch) -> Rows:

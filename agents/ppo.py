@@ -15,7 +15,6 @@ from .actor_critic import ActorCritic, Rows
 from .interface import AgentLosses, Batch, Iterate
 from .losses import add_up_losses, clipped_surrogate_loss
 from .networks.stacked import BoundPolicy, StackedPolicy
-from .returns import normalize_advantages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +74,7 @@ class PPO(ActorCritic):
             The losses, each [1]; the estimate mean(r − 1 − log r) of the Kullback-Leibler divergence, r being the
             probability ratio (Schulman, 2020, joschu.net/blog/kl-approx.html); the share of ratios out of range.
         """
-        advantages = rows.advantages
-        if self.normalize_advantage and len(advantages) > 1:
-            advantages = normalize_advantages(advantages.view(1, -1, 1)).view(-1)
+        advantages = self.normalize(rows).advantages
         inputs = policy.actor(rows.obs[None])
         log_probs = policy.distribution.log_prob(inputs, rows.actions[None])
         policy_term = clipped_surrogate_loss(log_probs, rows.log_probs[None], advantages[None], self.clip_range)

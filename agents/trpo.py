@@ -15,7 +15,6 @@ from ..common.validation import check_at_least, check_number
 from .actor_critic import ActorCritic, Rows
 from .interface import Batch, Iterate
 from .networks.stacked import StackedPolicy
-from .returns import normalize_advantages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +99,7 @@ class TrustRegionStep:
         Raises:
             NonFiniteError: the direction is not finite; the parameters are at the iterate.
         """
-        rows = self.agent.rows(self.policy.bind(points), batch)
-        advantages = rows.advantages
-        if self.agent.normalize_advantage and len(advantages) > 1:
-            advantages = normalize_advantages(advantages.view(1, -1, 1)).view(-1)
-        rows = rows._replace(advantages=advantages)
+        rows = self.agent.normalize(self.agent.rows(self.policy.bind(points), batch))
         start = self.iterate.point()
         return self._search(start, self.longest_step(start, rows), rows)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from gymnasium.error import ResetNeeded
 from gymnasium.vector import VectorWrapper
 
 from ..common.errors import ConfigError
@@ -40,8 +41,17 @@ def check_seeds(seed: int | Sequence[int], num_envs: int) -> list[int]:
     return [int(s) for s in seeds]
 
 
-def check_reset_mask(mask: object, num_envs: int) -> BoolArray:
-    """Return `mask` if it is a boolean array [E] that selects something; otherwise raise ConfigError."""
+def reset_rows(options: Options | None, num_envs: int, ready: bool) -> BoolArray:
+    """Where `reset` starts new episodes, bool [E]: what its option "reset_mask" says, or everywhere without one.
+
+    Raises ConfigError unless the mask is a boolean array [E] that selects something, gymnasium.error.ResetNeeded if the
+    environment is not `ready`, because the first reset is partial.
+    """
+    if options is None or "reset_mask" not in options:
+        return np.ones(num_envs, dtype=np.bool_)
+    if not ready:
+        raise ResetNeeded("the first reset must be without reset_mask.")
+    mask: object = options["reset_mask"]
     if not isinstance(mask, np.ndarray) or mask.shape != (num_envs,) or mask.dtype != np.bool_ or not mask.any():
         raise ConfigError(
             f"options['reset_mask'] must be a boolean array [{num_envs}] with a True in it, got {mask!r}."

@@ -64,8 +64,7 @@ class FrameStack(Wrapper):
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """Start new episodes everywhere, or where ``options["reset_mask"]`` says; returns observations and infos."""
-        rows = np.ones(self.num_envs, np.bool_) if options is None else options.get("reset_mask")
-        rows = np.ones(self.num_envs, np.bool_) if rows is None else rows
+        rows = (options or {}).get("reset_mask", np.ones(self.num_envs, np.bool_))
         obs, infos = self.env.reset(seed=seed, options=options)
         begun = self._begin(obs)
         kept = {key: np.where(_as_column(rows, new), new, self._stack.get(key, new)) for key, new in begun.items()}

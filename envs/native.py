@@ -28,9 +28,9 @@ from .checks import (
     Options,
     Seed,
     check_count,
-    check_reset_mask,
     check_seeds,
     ending_infos,
+    reset_rows,
 )
 
 
@@ -129,14 +129,9 @@ class NativeVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]
         only. Returns the observations [E, obs] of all sub-environments and empty infos.
         Raises ConfigError for unusable seeds and options, gymnasium.error.ResetNeeded if the first reset is partial.
         """
-        options = {} if options is None else options
-        rows = np.arange(self.num_envs)
-        if "reset_mask" in options:
-            if not self._ready:
-                raise ResetNeeded("the first reset must be without reset_mask.")
-            rows = np.flatnonzero(check_reset_mask(options["reset_mask"], self.num_envs))
+        rows = np.flatnonzero(reset_rows(options, self.num_envs, self._ready))
         self._seed(seed)
-        fresh = self._draw(rows, options)
+        fresh = self._draw(rows, options or {})
         if not self._ready:
             self._hold(np.zeros((self.num_envs, *fresh.shape[1:])))
         self._start(rows, fresh)

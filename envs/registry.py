@@ -24,7 +24,7 @@ SingleFactory: TypeAlias = Callable[..., gymnasium.Env[Any, Any]]
 EnvFactory: TypeAlias = SingleFactory | type[NativeVectorEnv]
 BatchTask = TypeVar("BatchTask", bound=type[NativeVectorEnv])
 
-NAMESPACE = "optex_rl/"
+NAMESPACE = "optex_rl/"  # natively vectorised tasks may be named with or without it
 NATIVE: dict[str, type[NativeVectorEnv]] = {
     task.env_id: task for task in (CartPole, Acrobot, MountainCar, MountainCarContinuous, Pendulum, Catch)
 }
@@ -105,7 +105,9 @@ def _find_by_name(env: str) -> Task:
         name = NAMESPACE + name
     if name in gymnasium.registry:
         spec = gymnasium.spec(name)
-        return Task(name, NATIVE.get(name.removeprefix(NAMESPACE)), _maker(spec), spec)
+        # A task of `register` exists as a batch only.
+        single = None if spec.entry_point is None else partial(gymnasium.make, spec.id)
+        return Task(name, NATIVE.get(name.removeprefix(NAMESPACE)), single, spec)
     if hasattr(imported, name.partition(".")[0]):
         return find_task(find_named(env, f"environment {env!r}"))._replace(name=env)
     lower = {known.lower(): known for known in gymnasium.registry}
@@ -114,17 +116,6 @@ def _find_by_name(env: str) -> Task:
         f"unknown environment {env!r}; the closest registered id is {lower[closest]!r} "
         "('package:Name-v0' imports a package that registers more, 'module:function' calls a function that makes one)."
     )
-
-
-def _maker(spec: EnvSpec) -> SingleFactory | None:
-    """What makes one environment of an id; a task of `register` exists as a batch only."""
-    if spec.entry_point is None:
-        return None
-
-    def make(**kwargs: Any) -> gymnasium.Env[Any, Any]:
-        return gymnasium.make(spec.id, **kwargs)
-
-    return make
 
 
 def _spec_of(task: type[NativeVectorEnv]) -> EnvSpec:

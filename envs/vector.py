@@ -30,9 +30,9 @@ from .checks import (
     Options,
     Seed,
     check_count,
-    check_reset_mask,
     check_seeds,
     ending_infos,
+    reset_rows,
 )
 from .frame_stack import FrameStack
 from .registry import NATIVE, EnvFactory, Task, find_task
@@ -182,11 +182,7 @@ class SameStepVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         Returns what that does, and raises ConfigError for unusable seeds. Under a mask, only the selected
         sub-environments are reseeded.
         """
-        rows: BoolArray = np.ones(self.num_envs, dtype=np.bool_)
-        if options is not None and "reset_mask" in options:
-            if not self._ready:
-                raise ResetNeeded("the first reset must be without reset_mask.")
-            rows = check_reset_mask(options["reset_mask"], self.num_envs)
+        rows = reset_rows(options, self.num_envs, self._ready)
         seeds = self._first_seeds if seed is None else check_seeds(seed, self.num_envs)
         self._first_seeds = None
         # Gymnasium takes a list here, which the base class does not declare, and pops the mask from the dictionary.

@@ -237,7 +237,7 @@ def test_a_comparison_stops_its_runs_by_the_same_rule(monkeypatch: pytest.Monkey
     assert statistics.held is held is module.held
     returns = [1.0, 9.0, 4.0, 12.0, 0.0, 0.0]
     evaluations(monkeypatch, 0.0, *returns)
-    curve = jobs.follow_training(config(eval_freq=1, iterations=6), until=8.0)
+    curve = jobs.follow_trainer(Trainer(config(eval_freq=1, iterations=6)), until=8.0)
     evaluations(monkeypatch, *returns)
     stopped = train(config(eval_freq=1, iterations=6), callbacks=[StopTrainingOnRewardThreshold(8, held=True)])
     assert curve.returns[: stopped.iterations + 1] == (0.0, *returns[: stopped.iterations])

@@ -20,7 +20,7 @@ from optex_rl.cluster.combine import count_bytes
 from optex_rl.cluster.crew import check_versions
 from optex_rl.cluster.evaluator import spread
 from optex_rl.cluster.session import one_line
-from optex_rl.cluster.shares import Share, divide, join_environments, join_states, split_state
+from optex_rl.cluster.shares import Share, cut_state, divide, join_environments, join_states
 from optex_rl.cluster.worker import versions
 from optex_rl.envs import SlowVectorEnv, make_vec
 from optex_rl.training import Trainer, fuse
@@ -64,7 +64,7 @@ def test_shares_cover_all_parts_in_order() -> None:
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_states_are_split_and_joined(env: str) -> None:
     state = build_collector(config(env=env), 5, 3).state_dict()
-    parts = split_state(state, divide(5, 2, 3))
+    parts = [cut_state(state, share) for share in divide(5, 2, 3)]
     assert same(join_states(parts), state)
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in (parts[0]["obs"], parts[1]["obs"]))
     build_collector(config(env=env), 2, 3, first_point=3).load_state_dict(parts[1])

@@ -213,7 +213,7 @@ def test_a_critic_that_explodes_is_taken_back() -> None:
     points, batch = collected(made)
     before = parts(made.policy)
     assert made.critic is not None
-    with pytest.raises(NonFiniteError, match="parameters NaN or infinite"), made.critic.undone_on_fault():
+    with pytest.raises(NonFiniteError, match="parameters NaN or infinite"), made.critic.base.undone_on_fault():
         made.critic.fit(points, batch, np.zeros(12, np.bool_))
     for one, other in zip(parts(made.policy), before, strict=True):
         assert torch.equal(one, other)

@@ -214,16 +214,12 @@ def few_numbers(value: Any) -> Any:
 
 
 FORGED: list[tuple[tuple[Any, ...], Any, str]] = [
-    (("version",), torch.tensor([3, 3]), "this checkpoint does not fit, because RuntimeError: "),
     (("options", "gamma"), torch.tensor([0.99, 0.99]), "this checkpoint does not fit, because RuntimeError: "),
     (("options", "env"), {"a": torch.zeros(2, 2)}, "is from a run with env "),
     (("network",), {"shapes": torch.zeros(2)}, "holds a policy of another network"),
-    (("optimizer", "param_groups", 0, "amsgrad"), True, "this checkpoint does not fit, because KeyError: "),
-    (("optimizer", "param_groups", 0, "differentiable"), True, "this checkpoint does not fit, because RuntimeError: "),
     (("optimizer", "state", 0, "exp_avg"), torch.zeros(1), "optimizer.state.0.exp_avg must be [4, 4]"),
     (("optimizer", "state", 0, "exp_avg"), few_numbers, "exp_avg has fewer numbers than its shape says"),
-    (("optimizer", "optex", "history", "steps"), torch.zeros(6, 55), "history must have at most 5 pairs"),
-    (("episodes", "count"), 10**300, "episodes.count must be a number of at most 128 bits"),
+    (("optimizer", "optex", "history", "steps"), torch.zeros(6, 55), "does not fit, because RuntimeError: "),
     (("evaluator", "envs", "elapsed_steps"), torch.full((4,), -(2**63)), "does not fit, because ValueError: "),
 ]
 
@@ -242,7 +238,7 @@ def test_forged_content(
     assert str(folder / "checkpoint.pt") in line
     assert message in line
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    if place[0] in ("version", "network") or place == ("options", "env"):  # what a policy cannot be used without
+    if place[0] == "network" or place == ("options", "env"):  # what a policy cannot be used without
         assert message in refused_line(["evaluate", str(folder)], capsys)
 
 

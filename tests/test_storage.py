@@ -96,9 +96,6 @@ def test_files_without_a_footer_are_refused(tmp_path: Path, content: object) -> 
 
 
 def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(tmp_path / "inside.pt", {"version": 3})
-    with pytest.raises(RunFolderError, match=r"is no checkpoint of optex-rl, version 4$"):
-        load_checkpoint(tmp_path / "inside.pt")
     monkeypatch.setattr(storage, "FORMAT_VERSION", 7)
     save_checkpoint(tmp_path / "c.pt", {})
     monkeypatch.undo()

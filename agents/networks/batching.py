@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,21 +97,21 @@ def find_obstacle(module: nn.Module, rows: Rows, name: str) -> str | None:
     """
     device = next(module.parameters()).device
     with _trial(device):
-        found = _call_twice(module, rows, device)
-        if not (found.draws or found.changed or found.repeats):
+        draws, changed, repeats = _call_twice(module, rows, device)
+        if not (draws or changed or repeats):
             raise ConfigError(
                 f"{name} gives other outputs when it is called again, so it keeps something that all points would "
                 "share: let the outputs depend on observations and parameters alone"
             )
         obstacle = _find_error(module, rows)
-    if obstacle is not None and found.draws:
+    if obstacle is not None and draws:
         raise ConfigError(
             f"{name} draws random numbers in its forward pass, so that gradients would not be those of the network "
             "that acted: leave dropout and noise out, or freeze them in eval mode"
         )
-    if obstacle is not None and found.changed:
+    if obstacle is not None and changed:
         raise ConfigError(
-            f"{name} changes buffers in its forward pass ({', '.join(found.changed)}), and all points would share "
+            f"{name} changes buffers in its forward pass ({', '.join(changed)}), and all points would share "
             "them: leave such layers out, or freeze them in eval mode"
         )
     return obstacle
@@ -126,21 +126,8 @@ def _trial(device: torch.device) -> Iterator[None]:
         yield
 
 
-class _TwoCalls(NamedTuple):
-    """What two calls with the same rows and parameters show about a module.
-
-    Attributes:
-        draws: whether it draws random numbers.
-        changed: names of the buffers that it changes.
-        repeats: whether the outputs are the same.
-    """
-
-    draws: bool
-    changed: list[str]
-    repeats: bool
-
-
-def _call_twice(module: nn.Module, rows: Rows, device: torch.device) -> _TwoCalls:
+def _call_twice(module: nn.Module, rows: Rows, device: torch.device) -> tuple[bool, list[str], bool]:
+    """Whether a module draws random numbers, which buffers it changes, and whether it gives the same outputs again."""
     originals = dict(module.named_buffers())
     buffers = {name: buffer.clone() for name, buffer in originals.items()}
     versions = {name: changes(buffer) for name, buffer in buffers.items()}
@@ -158,7 +145,7 @@ def _call_twice(module: nn.Module, rows: Rows, device: torch.device) -> _TwoCall
         a.shape == b.shape and a.allclose(b, rtol=1e-3, atol=1e-5, equal_nan=True)
         for a, b in zip(_tensors(first), _tensors(second), strict=True)
     )
-    return _TwoCalls(not numbers.equal(_random_state(device)), changed, repeats)
+    return not numbers.equal(_random_state(device)), changed, repeats
 
 
 def _random_state(device: torch.device) -> Tensor:

@@ -40,11 +40,7 @@ class CnnPolicy(ActorCriticPolicy):
         observation_space: Box or Dict with at least one image, see `is_image`.
         action_space: see `make_distribution`.
         net_arch: widths of the hidden layers behind the features; by default none for an image, (64, 64) for a Dict.
-        activation: of these, "tanh" or "relu".
-        critic: whether there is a critic.
-        log_std_init: initial log standard deviation.
-        generator: source of the initial weights (the global one is never used); by default a new one seeded with 0.
-        squash_output: whether continuous actions go through tanh, to the bounds of their space.
+        activation, critic, log_std_init, generator, squash_output: as of `MlpPolicy`.
         cnn: "nature", for images of at least 36 × 36, or "small", at least 7 × 7.
         features_dim: outputs for each image; by default 512, in a Dict 256.
         share_features_extractor: whether actor and critic have one.

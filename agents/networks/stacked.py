@@ -58,9 +58,8 @@ class StackedPolicy:
 
     `MlpPolicy` and `CnnPolicy` are evaluated by batched matrix products of stacked weights; any other module by
     `torch.func.vmap` over `functional_call`, or point after point where `examine` has found that vmap cannot, and where
-    that is faster, see `convolves_on_cpu`. The
-    points share the module's buffers. Of the module's own parameters only the shared ones are read, and by `examine`
-    all.
+    that is faster, see `convolves_on_cpu`. The points share the module's buffers. Of the module's own parameters only
+    the shared ones are read, and by `examine` all.
 
     Args:
         policy: a module with `actor(obs) [B, O] -> [B, A]` and, if it has a critic, `critic(obs) [B, O] -> [B]`.

@@ -16,13 +16,8 @@ from ..common.torch_private import flatten, split
 from .protocols import Objective
 
 
-class AdaHessian(pytorch_optimizer.AdaHessian):
-    """AdaHessian (Yao et al., 2021, arXiv 2006.00719), its Hessian diagonal frozen between two refreshes.
-
-    A refresh estimates the diagonal at the iterate by Hutchinson's method, with the class's ``num_samples`` probes of
-    ±1; every step until the next one uses it, as ``step(hessian=…)`` of the class does. It is kept in the per-parameter
-    state, ``state[p]["hessian"]``.
-    """
+class _NeedsLoss:
+    """A base that is given the objective for its loss."""
 
     _objective: Objective | None = None
 
@@ -30,6 +25,15 @@ class AdaHessian(pytorch_optimizer.AdaHessian):
         """Take the objective, which must have a loss."""
         objective.loss_on(None)
         self._objective = objective
+
+
+class AdaHessian(_NeedsLoss, pytorch_optimizer.AdaHessian):
+    """AdaHessian (Yao et al., 2021, arXiv 2006.00719), its Hessian diagonal frozen between two refreshes.
+
+    A refresh estimates the diagonal at the iterate by Hutchinson's method, with the class's ``num_samples`` probes of
+    ±1; every step until the next one uses it, as ``step(hessian=…)`` of the class does. It is kept in the per-parameter
+    state, ``state[p]["hessian"]``.
+    """
 
     def refresh(self, batch: Any, generator: torch.Generator) -> None:
         """Estimate the Hessian's diagonal on a batch; see `RefreshedBase`."""
@@ -66,7 +70,7 @@ class AdaHessian(pytorch_optimizer.AdaHessian):
         return [p for group in self.param_groups for p in group["params"]]
 
 
-class SAM(pytorch_optimizer.SAM):
+class SAM(_NeedsLoss, pytorch_optimizer.SAM):
     """Sharpness-aware minimization (Foret et al., 2021, arXiv 2010.01412), its second gradient given from outside.
 
     The step is the inner optimizer's, with the gradient at θ + ρ g / ‖g‖. That gradient is
@@ -76,13 +80,7 @@ class SAM(pytorch_optimizer.SAM):
     - with several points: the posterior mean, for estimated and true g alike; while there is no posterior, g itself.
     """
 
-    _objective: Objective | None = None
     _batch: Any = None
-
-    def bind(self, objective: Objective) -> None:
-        """Take the objective, which must have a loss."""
-        objective.loss_on(None)
-        self._objective = objective
 
     def refresh(self, batch: Any, generator: torch.Generator) -> None:
         """Keep the batch for the gradient at the perturbed point; see `RefreshedBase`."""

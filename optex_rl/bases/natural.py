@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,6 @@ from ..common.errors import ConfigError, NonFiniteError
 from ..common.linear_algebra import conjugate_gradients, fisher_product
 from ..common.torch_private import flatten, split
 from .protocols import Objective
-
-
-@runtime_checkable
-class FisherDistribution(Protocol):
-    """An action distribution that knows the Fisher matrix of its inputs."""
-
-    def fisher_product(self, inputs: Tensor, tangents: Tensor) -> Tensor:
-        """Fisher matrix at ``inputs`` times ``tangents``, both [..., A]."""
 
 
 class Preconditioned(Optimizer, ABC):
@@ -155,8 +147,9 @@ class NaturalGradient(Preconditioned):
         super().__init__(params, {**options, "observations": None})
 
     def _check_policy(self, policy: nn.Module) -> None:
-        name = type(StackedPolicy(policy).distribution).__name__
-        if not isinstance(StackedPolicy(policy).distribution, FisherDistribution):
+        distribution = StackedPolicy(policy).distribution
+        if not hasattr(distribution, "fisher_product"):
+            name = type(distribution).__name__
             raise ConfigError(f"the natural gradient needs a distribution with fisher_product, and {name} has none")
 
     def refresh(self, batch: Any, generator: torch.Generator) -> None:
@@ -223,9 +216,10 @@ class NaturalGradient(Preconditioned):
                 return actor
             return torch.cat([actor, bound.critic(observations[None])[0][:, None]], 1)
 
+        distribution: Any = policy.distribution
+        A = distribution.input_size
+
         def metric(inputs: Tensor, tangents: Tensor) -> Tensor:
-            distribution, A = policy.distribution, policy.distribution.input_size
-            assert isinstance(distribution, FisherDistribution), "bind checks this"
             return torch.cat([distribution.fisher_product(inputs[:, :A], tangents[:, :A]), tangents[:, A:]], 1)
 
         return fisher_product(outputs, metric, anchor)

@@ -37,17 +37,13 @@ class ImportedBase(NamedTuple):
     Attributes:
         path: module and class, "module.Class"; a leading dot means this package.
         extra: the extra of optex-rl that installs the package; None if none is needed.
-        kwargs: as of `Base`.
+        kwargs, elementwise: as of `Base`.
     """
 
     path: str
     extra: str | None
     kwargs: Mapping[str, Any] = {}
-
-    @property
-    def elementwise(self) -> bool:
-        """False, as of `Base`: none of them is."""
-        return False
+    elementwise: bool = False
 
     def load(self) -> Base:
         """The entry with its class.
@@ -61,7 +57,7 @@ class ImportedBase(NamedTuple):
         except ModuleNotFoundError as error:
             install = f"pip install 'optex-rl[{self.extra}]'"
             raise ConfigError(f"base optimizer {name} needs the package {error.name}: {install}") from error
-        return Base(cls, self.kwargs)
+        return Base(cls, self.kwargs, self.elementwise)
 
 
 BASES: Final[dict[str, Base | ImportedBase]] = {

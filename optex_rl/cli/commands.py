@@ -20,13 +20,14 @@ from ..common.errors import ConfigError, OptExError
 from ..common.validation import check_between
 from ..runner.folder import check_run_dir
 from ..runner.loop import TrainResult, resume, train
+from ..runner.model import load
 from ..runner.video import check_can_record, record_episode
 from ..training.config import CLUSTER, LARGEST_SEED, MOST_EPISODES, TrainConfig
 from ..training.presets import tuned_options
 from ..training.rollouts.evaluator import keep_freed_memory
 from .compare import add_compare_command
 from .flags import add_config_arguments, given_options, tuned_for
-from .own_code import add_policy, add_trust, load_model, working_directory_importable
+from .own_code import add_trust, working_directory_importable
 from .parser import Parser
 from .pipes import until_pipes_close
 from .tune import add_tune_command
@@ -118,7 +119,8 @@ def build_parser(arguments: Sequence[str] = ()) -> Parser:
     command.add_argument(
         "--video", nargs="?", const="", metavar="PATH", help="draw the first episode (default PATH: RUN_DIR/video.gif)"
     )
-    add_policy(command)
+    text = "the run's network of your own, as for train; not needed if the run was started with it"
+    command.add_argument("--policy", metavar="MODULE:FACTORY", help=text)
     add_trust(command)
     command.set_defaults(run=run_evaluate)
 
@@ -207,7 +209,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     video = None if options.video is None else Path(options.video or options.run_dir / "video.gif")
     if video is not None:
         check_can_record(video)
-    model = load_model(options)
+    model = load(options.run_dir, options.policy, options.best, trust=options.trust)
     returns = model.evaluate(options.episodes, seed=options.seed)
     print(
         f"{model.config.env_name}, {len(returns)} episodes: "
@@ -221,11 +223,9 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 def run_plot(options: argparse.Namespace) -> int:
     """The command plot."""
-    from ..runner.plots import plot_runs
+    from ..runner.plots import plot
 
     for run_dir in options.run_dirs:
         check_run_dir(run_dir)
-    output = options.output or options.run_dirs[0] / "learning_curve.png"
-    plot_runs(options.run_dirs, output)
-    print(f"learning curve  {output}")
+    print(f"learning curve  {plot(options.run_dirs, options.output)}")
     return 0

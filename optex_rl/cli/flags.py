@@ -49,7 +49,9 @@ def add_config_arguments(
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
             continue
         if spec.name in OWN_CODE:
-            group.add_argument(flag, nargs="+", default=argparse.SUPPRESS, **OWN_CODE[spec.name](spec.metadata["help"]))
+            reading, more = OWN_CODE[spec.name]
+            text = spec.metadata["help"] + more
+            group.add_argument(flag, nargs="+", default=argparse.SUPPRESS, help=text, **reading)
             continue
         is_tuple = is_list(hint)
         group.add_argument(

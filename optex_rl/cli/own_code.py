@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
 import yaml
-
-from ..runner.model import Model, load
 
 
 def read_pair(text: str) -> tuple[str, Any]:
@@ -30,18 +28,10 @@ def read_yaml(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"cannot be read, got {text!r}") from error
 
 
-def _env_kwargs(text: str) -> dict[str, Any]:
-    return {"type": read_pair, "metavar": "KEY:VALUE", "help": f"{text} (default: none)"}
-
-
-def _env_wrapper(text: str) -> dict[str, Any]:
-    return {"type": read_yaml, "metavar": "CLASS", "help": f"{text}, or '{{module.Class: {{key: value}}}}'"}
-
-
-# The options of `TrainConfig` that take several words, and how their flags read them, given the text of their help.
-OWN_CODE: Final[Mapping[str, Callable[[str], dict[str, Any]]]] = {
-    "env_kwargs": _env_kwargs,
-    "env_wrapper": _env_wrapper,
+# The options of `TrainConfig` that take several words: how their flags read them, and the end of their help.
+OWN_CODE: Final[Mapping[str, tuple[dict[str, Any], str]]] = {
+    "env_kwargs": ({"type": read_pair, "metavar": "KEY:VALUE"}, " (default: none)"),
+    "env_wrapper": ({"type": read_yaml, "metavar": "CLASS"}, ", or '{module.Class: {key: value}}'"),
 }
 
 
@@ -49,17 +39,6 @@ def add_trust(command: argparse.ArgumentParser) -> None:
     """Add the flag of what runs a run folder."""
     text = "run code that the options of the run name: functions, and modules that are not installed packages"
     command.add_argument("--trust", action="store_true", help=text)
-
-
-def add_policy(command: argparse.ArgumentParser) -> None:
-    """Add the flag of the network for a command that has not the options of train."""
-    text = "the run's network of your own, as for train; not needed if the run was started with it"
-    command.add_argument("--policy", metavar="MODULE:FACTORY", help=text)
-
-
-def load_model(options: argparse.Namespace) -> Model:
-    """The model that the flags of evaluate mean."""
-    return load(options.run_dir, options.policy, options.best, trust=options.trust)
 
 
 @contextmanager

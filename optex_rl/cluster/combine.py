@@ -44,13 +44,8 @@ def combine_gradients(
     known = any(batch is not None for batch in batches)
     batch = join_parts(batches, shares) if known else without_steps(len(points), E)
     device = points.device
-    episodes = _in_order(
-        [episode._replace(point=episode.point + share.first) for episode in reply.episodes]
-        for share, reply in zip(shares, replies, strict=True)
-        if reply is not None
-    )
-    found = gradients.to(device), AgentLosses(*losses.to(device))
-    return Evaluation(*found, episodes, _moved(batch, device), broken, samples)
+    found = gradients.to(device), AgentLosses(*losses.to(device)), _episodes(shares, replies)
+    return Evaluation(*found, _moved(batch, device), broken, samples)
 
 
 def combine_experience(
@@ -90,10 +85,7 @@ def combine_experience(
         if reply is None:
             gradients[share.parts] = torch.nan
             losses.total[share.parts] = torch.nan
-    episodes = _in_order(
-        [episode._replace(point=0 if one else episode.point + share.first) for episode in reply.episodes]
-        for share, reply in there
-    )
+    episodes = [episode._replace(point=0) if one else episode for episode in _episodes(shares, replies)]
     samples = sum(share.size for share, _ in there) * batch.rewards.shape[1] * shares[0].envs_per_part
     return Evaluation(gradients, losses, episodes, batch, broken, samples)
 
@@ -112,9 +104,15 @@ def _broken(share: Share, reply: Reply | None) -> Array:
     return np.ones(share.size * share.envs_per_part, np.bool_) if reply is None else reply.broken
 
 
-def _in_order(episodes: Any) -> list[Episode]:
-    """Episodes of all workers in the order in which one collector would have them."""
-    return sorted((episode for some in episodes for episode in some), key=lambda episode: episode.ended)
+def _episodes(shares: Sequence[Share], replies: Sequence[Reply | None]) -> list[Episode]:
+    """Episodes of all workers in the order in which one collector would have them, their points counted from all."""
+    episodes = [
+        episode._replace(point=episode.point + share.first)
+        for share, reply in zip(shares, replies, strict=True)
+        if reply is not None
+        for episode in reply.episodes
+    ]
+    return sorted(episodes, key=lambda episode: episode.ended)
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

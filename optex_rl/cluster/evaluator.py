@@ -26,7 +26,7 @@ from ..training.rollouts.normalization import Normalizer
 from .combine import combine_experience, combine_gradients, measure
 from .crew import Crew
 from .session import Session
-from .shares import Share, divide, join_states, split_state
+from .shares import Share, cut_state, divide, join_states
 from .worker import Order, Spec
 
 
@@ -107,27 +107,12 @@ class RayEvaluator:
             raise
         infos = self.crew.infos
         self._states = [info.state for info in infos]
-        self._exact = infos[0].is_exact
-        self._description = infos[0].description.partition(" x ")[2]
-        self._normalizer = build_normalizer(config, infos[0].observations, self.shares[-1].envs.stop)
+        self.is_exact = infos[0].is_exact
+        num_envs, manner = self.shares[-1].envs.stop, infos[0].description.partition(" x ")[2]
+        self.description = f"{num_envs} x {manner}, on {workers} Ray worker{'s' if workers > 1 else ''}"
+        self.normalizer = build_normalizer(config, infos[0].observations, num_envs)
         self._metrics: dict[str, float] = {}
         self._dropped = 0
-
-    @property
-    def normalizer(self) -> Normalizer:
-        """The statistics of all environments."""
-        return self._normalizer
-
-    @property
-    def description(self) -> str:
-        """What the environments are, and where."""
-        workers = f"{len(self.shares)} Ray worker{'s' if len(self.shares) > 1 else ''}"
-        return f"{self.shares[-1].envs.stop} x {self._description}, on {workers}"
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the environments can save their state, as the native ones can."""
-        return self._exact
 
     def __call__(self, points: Tensor, prepare: Prepare | None = None) -> Evaluation:
         """Loss and gradient at ``points [N, d]``; NaN for points whose worker was lost and that cannot go on.
@@ -137,18 +122,18 @@ class RayEvaluator:
         Raises:
             WorkerError: a worker was lost too often in a row, or the cluster is gone.
         """
-        orders = make_orders(points, self.policy, self._normalizer, self.shares)
+        orders = make_orders(points, self.policy, self.normalizer, self.shares)
         started, deaths = time.perf_counter(), self.crew.deaths
-        replies = self.crew.run(orders, self._states, again=self._exact)
+        replies = self.crew.run(orders, self._states, again=self.is_exact)
         self._metrics = measure(time.perf_counter() - started, orders, replies, self.shares)
         for number, (share, reply) in enumerate(zip(self.shares, replies, strict=True)):
             if reply is None:
-                self._normalizer.reset_episodes(share.envs)
+                self.normalizer.reset_episodes(share.envs)
                 self._dropped += share.size
                 continue
             self._states[number] = reply.state
             if reply.report is not None:
-                self._normalizer.include(share.envs, reply.report)
+                self.normalizer.include(share.envs, reply.report)
         if deaths == 0 < self.crew.deaths:
             self._warn()
         if self._spread_gradients:
@@ -157,7 +142,7 @@ class RayEvaluator:
 
     def _warn(self) -> None:
         """Say once what happens where workers are lost."""
-        if self._exact:
+        if self.is_exact:
             words = "its points were evaluated again by another one, from the same state, and the run goes on exactly"
         else:
             words = "its points are dropped from this iteration and start new episodes"
@@ -170,7 +155,7 @@ class RayEvaluator:
 
     def end_iteration(self) -> None:
         """Update the statistics."""
-        self._normalizer.update()
+        self.normalizer.update()
 
     def state_dict(self) -> dict[str, Any]:
         """Random numbers and environments: the state of `FusedEvaluator`, whatever the number of workers."""
@@ -178,7 +163,7 @@ class RayEvaluator:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load a state from `state_dict`; the workers get it with the next evaluation."""
-        self._states = split_state(state, self.shares)
+        self._states = [cut_state(state, share) for share in self.shares]
         self.crew.forget()
 
     def close(self) -> None:

@@ -49,20 +49,16 @@ def divide(parts: int, workers: int, envs_per_part: int) -> list[Share]:
     return [Share(sum(counts[:number]), count, envs_per_part) for number, count in enumerate(counts)]
 
 
-def split_state(state: dict[str, Any], shares: Sequence[Share]) -> list[dict[str, Any]]:
-    """The states of the shares' collectors, from that of a collector of all parts; no views, which travel whole.
+def cut_state(state: Any, share: Share) -> Any:
+    """The state of a share's collector, from that of a collector of all parts; no views, which travel whole.
 
     In such a state, tensors have a row for each environment, and lists (of random generators) an entry for each part.
     """
-    return [_cut(state, share) for share in shares]
-
-
-def _cut(value: Any, share: Share) -> Any:
-    if isinstance(value, Tensor):
-        return value[share.envs].clone()
-    if isinstance(value, list):
-        return value[share.parts]
-    return {name: _cut(entry, share) for name, entry in value.items()} if isinstance(value, dict) else value
+    if isinstance(state, Tensor):
+        return state[share.envs].clone()
+    if isinstance(state, list):
+        return state[share.parts]
+    return {name: cut_state(entry, share) for name, entry in state.items()} if isinstance(state, dict) else state
 
 
 def join_states(states: Sequence[Any]) -> Any:

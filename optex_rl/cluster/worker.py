@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import Space
-from torch import Tensor
 
 from ..agents import Agent, Batch, StackedPolicy
 from ..envs import NATIVE
@@ -175,11 +174,8 @@ def _is_finite(gradients: Array | None, losses: tuple[Array, ...] | None) -> boo
     return gradients is None or losses is None or bool(np.isfinite(gradients).all() and np.isfinite(losses[0]).all())
 
 
-def tensors(columns: tuple[Array, ...]) -> list[Tensor]:
-    """Arrays that came from elsewhere, which must not be written, as tensors of one's own."""
-    return [torch.from_numpy(column.copy()) for column in columns]
-
-
 def batch_of(reply: Reply | None) -> Batch | None:
-    """The experience in a reply, if any."""
-    return None if reply is None or reply.batch is None else Batch(*tensors(reply.batch))
+    """The experience in a reply, if any; copied, since arrays that came from elsewhere must not be written."""
+    if reply is None or reply.batch is None:
+        return None
+    return Batch(*(torch.from_numpy(column.copy()) for column in reply.batch))

@@ -26,7 +26,6 @@ from .errors import OptExError, RunFolderError
 
 FORMAT_VERSION: Final = 4
 MOST_BYTES: Final = 2**33  # of a checkpoint, and of any other file of a run
-MOST_BITS: Final = 128  # of a whole number: those of a random generator's state
 MAGIC: Final = b"optex-rl checkpoint "
 _DIGEST_SIZE: Final = hashlib.sha256().digest_size
 _FOOTER_SIZE: Final = len(MAGIC) + 4 + _DIGEST_SIZE
@@ -89,12 +88,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of formats before it raises the error below
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # of any type; a bad file is no bug, so there is no traceback
         raise RunFolderError(f"{path} is damaged or no checkpoint of optex-rl") from error
-    with must_fit(path):
-        if not isinstance(content, dict) or content.get("version") != FORMAT_VERSION:
-            raise RunFolderError(f"{path} is no checkpoint of optex-rl, version {FORMAT_VERSION}")
     return content
 
 
@@ -166,9 +162,8 @@ def _checked(path: Path, whole: bytes) -> bytes:
 def check_like(path: str, value: Any, template: Any) -> None:
     """Refuse a loaded ``value`` that is not built like ``template``: keys, types, lengths, shapes and precisions.
 
-    Also refused are whole numbers of more than `MOST_BITS` bits, and tensors whose storage is smaller than their shape
-    implies: some kernels would write beyond it. A template of None accepts any value, an empty list or dictionary any
-    one of its type.
+    Also refused are tensors whose storage is smaller than their shape implies: some kernels would write beyond it. A
+    template of None accepts any value, an empty list or dictionary any one of its type.
 
     Raises:
         RunFolderError: naming the entry by its ``path``.
@@ -177,8 +172,6 @@ def check_like(path: str, value: Any, template: Any) -> None:
         return
     if type(value) is not type(template):
         raise RunFolderError(f"{path} must be of type {type(template).__name__}, it is {type(value).__name__}")
-    if isinstance(value, int) and value.bit_length() > MOST_BITS:
-        raise RunFolderError(f"{path} must be a number of at most {MOST_BITS} bits, it has {value.bit_length()}")
     if isinstance(template, Tensor):
         kinds = [(list(tensor.shape), tensor.dtype) for tensor in (value, template)]
         if kinds[0] != kinds[1]:

@@ -33,6 +33,8 @@ THRESHOLDS: Final[dict[str, float]] = {
     "InvertedPendulum-v5": 950.0,
 }
 MOST_BYTES: Final = 2**28  # of the file of a run
+# Options of runs that are kept without folders of their own.
+QUIET: Final[dict[str, Any]] = {"logdir": None, "run_name": None, "progress_bar": False, "checkpoint_freq": 0}
 
 RunConfig: TypeAlias = TrainConfig | Sb3Config
 
@@ -98,17 +100,12 @@ class Run(NamedTuple):
         return self.seed >= FIRST_TUNING_SEED
 
 
-def follow_training(config: TrainConfig, until: float | None = None) -> Curve:
+def follow_trainer(trainer: Trainer, until: float | None = None) -> Curve:
     """Train, and evaluate the iterate before the first iteration, every ``eval_freq`` ones, and after the last.
 
     A run that holds the return ``until``, or that a numerical fault stops, keeps its last policy for the iterations
-    that are left.
+    that are left. The trainer, a new one, is closed at the end.
     """
-    return follow_trainer(Trainer(config), until)
-
-
-def follow_trainer(trainer: Trainer, until: float | None = None) -> Curve:
-    """The curve of a new trainer, see `follow_training`; it is closed at the end."""
     config = trainer.config
     points: list[Point] = [(0, 0, 0.0, 0.0, trainer.evaluate())]
     wall = cpu = 0.0
@@ -158,7 +155,7 @@ def check_can_run(config: RunConfig) -> None:
 def follow(config: RunConfig, until: float | None = None) -> Curve:
     """The curve of a run, ours or one of stable-baselines3."""
     if isinstance(config, TrainConfig):
-        return follow_training(config, until)
+        return follow_trainer(Trainer(config), until)
     from .sb3_runs import follow_sb3  # needs the extra sb3, which other runs do without
 
     return follow_sb3(config, until)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,17 +65,16 @@ def gather(runs: Sequence[Run], thresholds: Mapping[str, float]) -> list[Entry]:
         ConfigError: there is no threshold for a task.
     """
     finals = sorted((run for run in runs if not run.tuning), key=_order)
+    tuned = _grouped([run for run in runs if run.tuning], "env", "method")
     entries = []
-    for env, of_task in _grouped(finals, "env").items():
+    for (env, method), of_method in _grouped(finals, "env", "method").items():
         threshold = threshold_of(env, thresholds)
-        start = float(np.mean([run.curve.returns[0] for run in of_task]))
-        for method, of_method in _grouped(of_task, "method").items():
-            tuned = [run for run in runs if run.tuning and (run.env, run.method) == (env, method)]
-            chosen = best_setting(tuned or of_method, threshold)
-            for setting, members in _grouped(of_method, "setting").items():
-                curves = [run.curve for run in members]
-                whole = all(run.options.get("until") is None for run in members)
-                entries.append(Entry(env, method, setting, setting == chosen, curves, start, threshold, whole))
+        start = float(np.mean([run.curve.returns[0] for run in finals if run.env == env]))
+        chosen = best_setting(tuned.get((env, method), of_method), threshold)
+        for setting, members in _grouped(of_method, "setting").items():
+            curves = [run.curve for run in members]
+            whole = all(run.options.get("until") is None for run in members)
+            entries.append(Entry(env, method, setting, setting == chosen, curves, start, threshold, whole))
     return entries
 
 
@@ -98,19 +98,20 @@ class Trial(NamedTuple):
 def gather_trials(runs: Sequence[Run], thresholds: Mapping[str, float]) -> list[Trial]:
     """The settings that were tried, in the order of the tables."""
     trials = []
-    for env, of_task in _grouped(sorted((run for run in runs if run.tuning), key=_order), "env").items():
+    tuned = sorted((run for run in runs if run.tuning), key=_order)
+    for (env, method), of_method in _grouped(tuned, "env", "method").items():
         threshold = threshold_of(env, thresholds)
-        for method, of_method in _grouped(of_task, "method").items():
-            chosen = best_setting(of_method, threshold)
-            for setting, members in _grouped(of_method, "setting").items():
-                score, _ = tuning_score([run.curve for run in members], threshold)
-                trials.append(Trial(env, method, setting, len(members), score, setting == chosen))
+        chosen = best_setting(of_method, threshold)
+        for setting, members in _grouped(of_method, "setting").items():
+            score, _ = tuning_score([run.curve for run in members], threshold)
+            trials.append(Trial(env, method, setting, len(members), score, setting == chosen))
     return trials
 
 
 def best_setting(runs: Sequence[Run], threshold: float) -> str:
     """The setting that needs the fewest iterations, see `tuning_score`, among those with the most runs."""
-    settings = {name: [run.curve for run in of_setting] for name, of_setting in _grouped(runs, "setting").items()}
+    grouped: dict[str, list[Run]] = _grouped(runs, "setting")
+    settings = {name: [run.curve for run in of_setting] for name, of_setting in grouped.items()}
     most = max(map(len, settings.values()))
     complete = [name for name, curves in settings.items() if len(curves) == most]
     return min(complete, key=lambda name: tuning_score(settings[name], threshold))
@@ -131,11 +132,11 @@ def _order(run: Run) -> tuple[Any, ...]:
     )
 
 
-def _grouped(runs: Sequence[Run], attribute: str) -> dict[str, list[Run]]:
-    """Runs by one of their attributes, in the order in which its values come."""
-    groups: dict[str, list[Run]] = {}
+def _grouped(runs: Sequence[Run], *attributes: str) -> dict[Any, list[Run]]:
+    """Runs by one or more of their attributes, in the order in which the values come."""
+    groups: dict[Any, list[Run]] = {}
     for run in runs:
-        groups.setdefault(getattr(run, attribute), []).append(run)
+        groups.setdefault(attrgetter(*attributes)(run), []).append(run)
     return groups
 
 

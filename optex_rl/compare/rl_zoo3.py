@@ -13,16 +13,12 @@ from ..common.validation import check_between
 from ..training.config import LARGEST_SEED, MOST_EPISODES
 
 ALGORITHMS: Final = ("a2c", "ppo")  # whose rollouts a comparison can follow
-
-
-def _table() -> dict[str, dict[str, dict[str, Any]]]:
-    """Options by task and algorithm."""
-    return packaged_table("optex_rl.compare", "rl_zoo3.yml")
+TABLE: Final = ("optex_rl.compare", "rl_zoo3.yml")  # options by task and algorithm
 
 
 def zoo_options(algo: str, env: str) -> dict[str, Any]:
     """What rl_zoo3 says of an algorithm on a task, as in its file; a copy."""
-    return copy.deepcopy(_table()[env][algo])  # A2C writes into the policy_kwargs that it is given
+    return copy.deepcopy(packaged_table(*TABLE)[env][algo])  # A2C writes into the policy_kwargs that it is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +46,10 @@ class Sb3Config:
     eval_episodes: int = 20
 
     def __post_init__(self) -> None:
-        if self.algo not in ALGORITHMS or self.algo not in _table().get(self.env, {}):
+        table = packaged_table(*TABLE)
+        if self.algo not in ALGORITHMS or self.algo not in table.get(self.env, {}):
             raise ConfigError(
-                f"rl_zoo3 has no hyperparameters for {self.algo} on {self.env}: choose {', '.join(_table())}"
+                f"rl_zoo3 has no hyperparameters for {self.algo} on {self.env}: choose {', '.join(table)}"
             )
         check_between("seed", self.seed, 0, LARGEST_SEED)
         check_between("evaluations", self.evaluations, 1, 10**6)

@@ -75,11 +75,7 @@ def schedule(value: Any) -> Any:
     if not (isinstance(value, str) and value.startswith("lin_")):
         return value
     initial = float(value.removeprefix("lin_"))
-
-    def linear(remaining: float) -> float:
-        return remaining * initial
-
-    return linear
+    return lambda remaining: remaining * initial
 
 
 def make_model(config: Sb3Config) -> BaseAlgorithm:

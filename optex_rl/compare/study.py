@@ -32,7 +32,7 @@ from ..runner.log import progress_bar as make_bar
 from ..runner.loop import train
 from ..runner.signals import stop_on_interrupt
 from ..training.config import LARGEST, TrainConfig
-from .jobs import FIRST_TUNING_SEED, check_can_run
+from .jobs import FIRST_TUNING_SEED, QUIET, check_can_run
 from .objective import Reports
 from .search_space import Space, ends, holds, usual_space
 
@@ -42,7 +42,6 @@ MOST_TRIALS: Final = 10**5
 FACTORS: Final = (1.0, 2.0, 4.0, 0.5)  # on the learning rate, in the first trials
 RANDOM_TRIALS: Final = 5  # before the search models what is known, and before a trial may be pruned
 FINISHED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
-QUIET: Final[dict[str, Any]] = {"logdir": None, "run_name": None, "progress_bar": False, "checkpoint_freq": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,10 +163,6 @@ def finished(storage: optuna.Study) -> list[FrozenTrial]:
 @contextmanager
 def opened(study: Study) -> Iterator[optuna.Study]:
     """The study in its folder, which no other process may use meanwhile; what was interrupted is to be done again."""
-    try:
-        study.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"the folder {study.folder} cannot be made: {error.strerror}") from error
     try:
         with locked(study.folder), database(study.folder / "study.db") as trials:
             storage = optuna.create_study(

@@ -20,14 +20,14 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
-from ..common.errors import ConfigError, OptExError, RunFolderError
+from ..common.errors import ConfigError, OptExError
 from ..common.validation import check_at_least, check_between
 from ..runner.folder import locked
 from ..runner.log import progress_bar, shows_bars
 from ..runner.signals import StopRequest, stop_on_interrupt, without_interrupts
 from ..training.config import TrainConfig
 from ..training.rollouts.evaluator import keep_freed_memory
-from .jobs import FIRST_TUNING_SEED, Job, RunConfig, check_can_run, is_done, read_run, run_job, threshold_of
+from .jobs import FIRST_TUNING_SEED, QUIET, Job, RunConfig, check_can_run, is_done, read_run, run_job, threshold_of
 from .methods import is_sb3, method_options
 from .rl_zoo3 import Sb3Config
 from .statistics import tuning_score
@@ -36,7 +36,6 @@ from .tuning import Axis, Setting, search
 MOST_SEEDS: Final = 10**4
 MOST_WORKERS: Final = 1024
 LATEST_SIGNAL: Final = 1.0  # seconds
-UNUSED: Final[dict[str, Any]] = {"logdir": None, "run_name": None, "progress_bar": False, "checkpoint_freq": 0}
 SHORT: Final = {"learning_rate": "lr", "ent_coef": "ent"}  # in the names of settings
 BAR: Final = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {postfix}]"
 Cell: TypeAlias = tuple[str, str]  # task, method
@@ -104,7 +103,7 @@ class Sweep:
         if is_sb3(method):
             kept = {name: value for name, value in self.overrides.items() if name == "eval_episodes"}
             return Sb3Config(**options, **kept, env=env)
-        config = TrainConfig.recommended(**{"algo": self.algo, **self.overrides, **options, **UNUSED, "env": env})
+        config = TrainConfig.recommended(**{"algo": self.algo, **self.overrides, **options, **QUIET, "env": env})
         check_at_least("eval_freq", config.eval_freq, 1)
         return config
 
@@ -164,10 +163,6 @@ def run_sweep(sweep: Sweep) -> StopRequest:
     for cell in itertools.product(sweep.envs, sweep.methods):
         threshold_of(cell[0], sweep.thresholds)
         check_can_run(next(sweep.batches(*cell))[0].config)
-    try:
-        sweep.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"the folder {sweep.folder} cannot be made: {error.strerror}") from error
     workers = sweep.workers or os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
     with (

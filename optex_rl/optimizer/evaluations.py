@@ -79,15 +79,14 @@ def check_evaluations(
         raise ConfigError(f"selection {selection!r} needs the losses: call tell(gradients, losses) or step(closure)")
     if losses is not None and losses.shape != points.shape[:1]:
         raise ConfigError(f"losses must be [N] = {list(points.shape[:1])}, got {list(losses.shape)}")
-    if usable is None:
-        check_finite(gradients, losses)
-        return Evaluations(list(range(len(points))), gradients.detach().to(points), losses)
-    if usable.shape != points.shape[:1] or usable.dtype != torch.bool:
-        shape, kind = list(usable.shape), usable.dtype
-        raise ConfigError(f"usable must be a mask [N] = {list(points.shape[:1])} of bool, got {shape} of {kind}")
-    rows: list[int] = usable.nonzero().flatten().tolist()
-    if not rows:
-        raise NonFiniteError(f"none of the {len(points)} points is usable; the optimizer is unchanged")
-    gradients, losses = gradients[rows], None if losses is None else losses[rows]
+    rows = list(range(len(points)))
+    if usable is not None:
+        if usable.shape != points.shape[:1] or usable.dtype != torch.bool:
+            shape, kind = list(usable.shape), usable.dtype
+            raise ConfigError(f"usable must be a mask [N] = {list(points.shape[:1])} of bool, got {shape} of {kind}")
+        rows = usable.nonzero().flatten().tolist()
+        if not rows:
+            raise NonFiniteError(f"none of the {len(points)} points is usable; the optimizer is unchanged")
+        gradients, losses = gradients[rows], None if losses is None else losses[rows]
     check_finite(gradients, losses)
     return Evaluations(rows, gradients.detach().to(points), losses)

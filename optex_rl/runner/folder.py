@@ -85,13 +85,17 @@ def check_run_name(name: str) -> None:
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Keep other processes from writing to the run folder; the lock ends with the process, however that ends.
+    """Keep other processes from writing to a folder, made if missing; the lock ends with the process, however it ends.
 
     Where the system has no ``flock`` (Windows) there is no lock.
 
     Raises:
-        RunFolderError: another process holds it.
+        RunFolderError: the folder cannot be made, or another process holds it.
     """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"the folder {run_dir} cannot be made: {error.strerror}") from error
     if sys.platform == "win32":
         yield
         return

@@ -167,20 +167,3 @@ class _Lines(io.TextIOBase):
         elif line and sys.stderr is not None:
             print(line, file=sys.stderr, flush=True)
         return len(text)
-
-
-class ProgressBar:
-    """Progress, return, steps per second and time left, on standard error."""
-
-    def __init__(self, total: int, *, initial: int = 0, show: bool = True) -> None:
-        self._bar = progress_bar(show, total=total, initial=initial, unit="it", dynamic_ncols=True)
-
-    def update(self, metrics: Mapping[str, float]) -> None:
-        """One iteration more."""
-        postfix = f"return {metrics['rollout/ep_rew_mean']:.1f}, {metrics['time/fps']:,.0f} steps/s"
-        self._bar.set_postfix_str(postfix, refresh=False)
-        self._bar.update()
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        self._bar.close()

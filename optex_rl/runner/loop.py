@@ -14,21 +14,14 @@ from torch import nn
 
 from ..agents import Agent
 from ..cluster import choose_evaluator
-from ..common.errors import (
-    ConfigError,
-    Interrupted,
-    NumericalError,
-    ResumeWarning,
-    RunFolderError,
-    WorkerError,
-)
+from ..common.errors import ConfigError, Interrupted, NumericalError, ResumeWarning, RunFolderError, WorkerError
 from ..common.storage import load_checkpoint, must_fit, read_regular
 from ..training import EvaluatorFactory, Trainer
 from ..training.config import CLUSTER, TrainConfig, load_config
 from ..training.rollouts.normalization import Normalizer
 from .callbacks import BaseCallback, Run, check_callbacks, stops
 from .folder import check_run_dir, check_shared_options, locked, make_run_folder
-from .log import LOG, ProgressBar
+from .log import LOG, progress_bar
 from .recorder import Recorder
 from .restore import restore, total_iterations
 from .signals import StopRequest, stop_on_interrupt
@@ -175,9 +168,8 @@ def resume(
         recorder = Recorder(trainer, run_dir, content)
         stack.callback(recorder.close)
         recorder.begin()
-        if (
-            dataclasses.replace(now, policy=config.policy) != config
-        ):  # after the checkpoint, which decides where the two differ
+        if dataclasses.replace(now, policy=config.policy) != config:
+            # After the checkpoint, which decides where the two differ.
             trainer.config.save(run_dir / "config.yml")
         return _loop(trainer, recorder, callbacks)
 
@@ -213,8 +205,9 @@ def _result(trainer: Trainer, run_dir: Path | None) -> TrainResult:
 def _loop(trainer: Trainer, recorder: Recorder, callbacks: Sequence[BaseCallback]) -> TrainResult:
     """Iterate to the end, to a signal or to a callback's stop, and save."""
     result, run = _result(trainer, recorder.run_dir), Run(trainer, recorder.run_dir)
-    bar = ProgressBar(trainer.config.iterations, initial=recorder.written, show=trainer.config.progress_bar)
+    total, show = trainer.config.iterations, trainer.config.progress_bar
     with ExitStack() as stack:
+        bar = progress_bar(show, total=total, initial=recorder.written, unit="it", dynamic_ncols=True)
         stack.callback(bar.close)
         stop = stack.enter_context(stop_on_interrupt())
         ending = stack.enter_context(ExitStack())  # which calls all of them, whatever one raises
@@ -243,7 +236,7 @@ def _iterate(
     run: Run,
     recorder: Recorder,
     result: TrainResult,
-    bar: ProgressBar,
+    bar: Any,
     stop: StopRequest,
     callbacks: Sequence[BaseCallback],
 ) -> None:
@@ -258,7 +251,9 @@ def _iterate(
         with recorder.writing(run.metrics):
             result.stopped_by = _call(callbacks, run, is_evaluated)
         result.rows.append(run.metrics)
-        bar.update(run.metrics)
+        words = f"return {run.metrics['rollout/ep_rew_mean']:.1f}, {run.metrics['time/fps']:,.0f} steps/s"
+        bar.set_postfix_str(words, refresh=False)
+        bar.update()
 
 
 def _call(callbacks: Sequence[BaseCallback], run: Run, is_evaluated: bool) -> str | None:

@@ -14,8 +14,8 @@ from ..common.storage import read_regular
 CURVES = (("cumulative_average_reward", "cumulative average reward"), ("ep_rew_mean", "mean return, last 100 episodes"))
 
 
-def read_progress(run_dir: Path, columns: Sequence[str]) -> list[list[float]]:
-    """Columns of a run's progress.csv, the iteration first; rows in which one of them is empty are left out.
+def read_progress(run_dir: Path, column: str) -> list[tuple[float, ...]]:
+    """The iterations of a run's progress.csv and a column of it; rows in which that is empty are left out.
 
     Raises:
         RunFolderError: the file is missing or does not hold a run's progress.
@@ -24,45 +24,31 @@ def read_progress(run_dir: Path, columns: Sequence[str]) -> list[list[float]]:
     data = read_regular(path, "the progress of a run")
     try:
         reader = csv.DictReader(io.StringIO(data.decode(), newline=""))
-        rows = [[row[name] for name in ("iteration", *columns)] for row in reader]
-        return [list(values) for values in zip(*([float(v) for v in row] for row in rows if all(row)), strict=True)]
+        rows = [(row["iteration"], row[column]) for row in reader]
+        return list(zip(*(map(float, row) for row in rows if all(row)), strict=True))
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise RunFolderError(f"{path} cannot be read as the progress of a run") from error
 
 
 def plot(run_dirs: str | Path | Sequence[str | Path], output: str | Path | None = None) -> Path:
-    """Draw the learning curves of one or more runs, as the command plot does, and return the image file.
+    """Draw cumulative average reward and mean return of runs against sequential iterations; returns the image file.
 
     Args:
-        run_dirs: a run folder, or several.
-        output: by default learning_curve.png in the first of them.
+        run_dirs: a run folder, or several, whose names are the legend.
+        output: its ending decides the format; by default learning_curve.png in the first folder.
 
     Raises:
-        ConfigError, RunFolderError: as of `plot_runs`.
+        ConfigError: no folder is given, matplotlib is missing, or cannot write this kind of file.
+        RunFolderError: a run folder has no progress to draw.
     """
     folders = [Path(path) for path in ([run_dirs] if isinstance(run_dirs, (str, Path)) else run_dirs)]
     if not folders:
         raise ConfigError("plot needs at least one run folder, got none")
     output = folders[0] / "learning_curve.png" if output is None else Path(output)
-    plot_runs(folders, output)
-    return output
-
-
-def plot_runs(run_dirs: Sequence[Path], output: Path) -> None:
-    """Draw cumulative average reward and mean return of runs against sequential iterations.
-
-    Args:
-        run_dirs: run folders; their names are the legend.
-        output: image file; its ending decides the format.
-
-    Raises:
-        ConfigError: matplotlib is missing, or cannot write this kind of file.
-        RunFolderError: a run folder has no progress to draw.
-    """
     figure = new_figure(width=10, height=4)
     for axes, (column, label) in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
-        for run_dir in run_dirs:
-            data = read_progress(run_dir, [column])
+        for run_dir in folders:
+            data = read_progress(run_dir, column)
             if not data:
                 raise RunFolderError(f"{run_dir} has no finished episode to draw")
             axes.plot(*data, label=run_dir.resolve().name)
@@ -70,6 +56,7 @@ def plot_runs(run_dirs: Sequence[Path], output: Path) -> None:
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
     save_figure(figure, output)
+    return output
 
 
 def new_figure(*, width: float, height: float) -> Any:

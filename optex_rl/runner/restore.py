@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 
 from ..bases import RefreshedBase
 from ..bases.flat import FlatBase
-from ..common.errors import NumericalError, RunFolderError
+from ..common.errors import RunFolderError
 from ..common.storage import check_like, must_fit
 from ..training.builders import build_normalizer, build_policy
 from ..training.config import TrainConfig
@@ -37,9 +36,7 @@ def total_iterations(path: Path, content: dict[str, Any] | None, configured: int
     Raises:
         RunFolderError: the numbers contradict each other, or the user wants fewer than before.
     """
-    known = configured if content is None else content.get("iterations")
-    if type(known) is not int or known < 1:
-        raise RunFolderError(f"{path}.iterations must be a whole number of at least 1, it is {known!r}")
+    known: int = configured if content is None else content["iterations"]
     if asked is not None:
         if asked < known:
             raise RunFolderError(f"iterations can only be raised: the run has {known}, got {asked}")
@@ -55,7 +52,7 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
     """Load a checkpoint, whose options have been compared already, into a new trainer.
 
     Raises:
-        RunFolderError: the checkpoint is from another run, is not built as it must be, or allows no iteration.
+        RunFolderError: the checkpoint is from another run or is not built as it must be.
     """
     name = type(trainer.agent).__name__
     if content.get("agent") != name:
@@ -71,28 +68,10 @@ def restore(trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
         _check_base(f"{path}.optimizer", content["optimizer"], trainer.optimizer.base)
         if trainer.critic is not None:
             _check_base(f"{path}.critic.optimizer", content["critic"]["optimizer"], trainer.critic.base.base)
-        history, most = content["optimizer"]["optex"]["history"], trainer.optimizer.options.history_size
-        if history is not None and len(history["steps"]) > most:
-            raise RunFolderError(f"{path}.optimizer.optex.history must have at most {most} pairs")
-        check_pending(path, content)
+        pending = content.get("pending")
+        if pending is not None and not (isinstance(pending, dict) and pending):
+            raise RunFolderError(f"{path}.pending must be the metrics of an iteration, or None")
         trainer.load_state_dict(content)
-        if trainer.iteration < trainer.config.iterations:
-            _try(trainer)
-            trainer.load_state_dict(content)
-
-
-def check_pending(path: Path, content: dict[str, Any]) -> None:
-    """Refuse metrics that are none; without any there is nothing to make up for.
-
-    Raises:
-        RunFolderError: they are not numbers by their tags.
-    """
-    pending = content.get("pending")
-    if pending is None:
-        return
-    entries = pending.items() if isinstance(pending, dict) and content["iteration"] > 0 else ()
-    if not entries or not all(isinstance(tag, str) and type(value) in (int, float) for tag, value in entries):
-        raise RunFolderError(f"{path}.pending must be the metrics of an iteration, or None")
 
 
 def _check_base(path: str, state: dict[str, Any], base: Optimizer) -> None:
@@ -107,17 +86,6 @@ def _check_base(path: str, state: dict[str, Any], base: Optimizer) -> None:
         template = base.state_dict()
         for name in ("param_groups", "state"):
             check_like(f"{path}.{name}", state[name], template[name])
-
-
-def _try(trainer: Trainer) -> None:
-    """Propose points and take a base step, which finds what the checks do not; then the state must be loaded again."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            (start, *_) = trainer.optimizer.ask()
-            FlatBase(trainer.optimizer.base).step(torch.zeros_like(start), torch.zeros_like)
-        except NumericalError:  # what training itself meets, and reports
-            return
 
 
 def restore_policy(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from copy import deepcopy
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from ..common.errors import ConfigError
 from ..common.validation import check_at_least
 from ..envs import NATIVE
 from ..optimizer import OptEx
-from .model import optimizer_of, record_statistics, with_optex
+from .model import record_statistics, with_optex
 from .networks import StackedNetworks, can_batch
 from .vec_env import make_sb3_vec_env
 
@@ -112,7 +112,7 @@ class OptExA2C(A2C):
 
     @property
     def _optimizer(self) -> OptEx:
-        return optimizer_of(self.policy)
+        return cast(OptEx, self.policy.optimizer)  # by `with_optex`
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

@@ -5,7 +5,7 @@ Axes: N points (parameter sets), B transitions of a minibatch, d parameters of t
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from stable_baselines3 import DQN
@@ -16,7 +16,7 @@ from torch.nn.functional import smooth_l1_loss
 
 from ..common.validation import check_at_least
 from ..optimizer import OptEx
-from .model import optimizer_of, record_statistics, with_optex
+from .model import record_statistics, with_optex
 from .networks import StackedQNetwork, can_batch
 
 SelfOptExDQN = TypeVar("SelfOptExDQN", bound="OptExDQN")
@@ -80,7 +80,7 @@ class OptExDQN(DQN):
 
     @property
     def _optimizer(self) -> OptEx:
-        return optimizer_of(self.policy)
+        return cast(OptEx, self.policy.optimizer)  # by `with_optex`
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Sequential iterations, each with N minibatches of B = ``batch_size`` transitions."""

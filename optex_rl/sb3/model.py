@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.policies import BasePolicy
 
 from ..optimizer import OptEx
 
@@ -36,13 +35,6 @@ def with_optex(
     # N steps are not too many for the rates of rl_zoo3, see docs/stable-baselines3.md.
     options = {"horizon": "fixed", **(options or {}), **clip, **optex_kwargs, "parallelism": parallelism}
     return {**policy_kwargs, "optimizer_class": cls, "optimizer_kwargs": options}
-
-
-def optimizer_of(policy: BasePolicy) -> OptEx:
-    """The optimizer of a policy made with the arguments of `with_optex`."""
-    optimizer = policy.optimizer
-    assert isinstance(optimizer, OptEx)
-    return optimizer
 
 
 def record_statistics(logger: Logger, optimizer: OptEx, prefix: str = "optex") -> None:

@@ -54,8 +54,9 @@ class StackedPolicy(ABC):
         batched: whether vmap can evaluate the networks, see `can_batch`.
     """
 
-    def __init__(self, policy: BasePolicy, points: Tensor, batched: bool = True) -> None:
-        self._space, self._normalize_images = policy.observation_space, policy.normalize_images
+    def __init__(self, policy: Any, points: Tensor, batched: bool = True) -> None:
+        self.policy = policy
+        self.networks = _Networks(policy, self.compute)
         self._batched = batched
         self._named = dict(policy.named_parameters())
         pieces = torch.split(points, [p.numel() for p in self._named.values()], dim=1)
@@ -76,10 +77,10 @@ class StackedPolicy(ABC):
             ConfigError: with the reason.
         """
 
-    @property
+    @staticmethod
     @abstractmethod
-    def networks(self) -> nn.Module:
-        """From preprocessed observations to what is wanted; the policy is its attribute ``policy``."""
+    def compute(policy: Any, obs: Any) -> Any:
+        """What is wanted, from preprocessed observations ``[M, ...]`` by the policy's networks."""
 
     @abstractmethod
     def _mlps(self) -> Callable[[Any], Any] | None:
@@ -87,7 +88,8 @@ class StackedPolicy(ABC):
 
     def outputs(self, obs: Rows) -> Any:
         """What the networks give, ``[N, M, ...]``, for row ``n·M + m`` of ``obs [N·M, ...]`` at point n."""
-        rows = preprocess_obs(obs, self._space, normalize_images=self._normalize_images)
+        policy = self.policy
+        rows = preprocess_obs(obs, policy.observation_space, normalize_images=policy.normalize_images)
         if isinstance(rows, dict):
             return self._outputs({key: self._by_point(value) for key, value in rows.items()})
         return self._outputs(self._by_point(rows))
@@ -150,10 +152,6 @@ def _find_obstacle_in(stack: type[StackedPolicy], policy: BasePolicy) -> str | N
 class StackedNetworks(StackedPolicy):
     """Action distributions and values of an actor-critic policy at N points."""
 
-    def __init__(self, policy: ActorCriticPolicy, points: Tensor, batched: bool = True) -> None:
-        self.policy = policy
-        super().__init__(policy, points, batched)
-
     @staticmethod
     def check(policy: ActorCriticPolicy) -> None:
         """Refuse gSDE, whose noise belongs to one parameter set, and policies that compute in their own way."""
@@ -162,10 +160,14 @@ class StackedNetworks(StackedPolicy):
         methods = ("forward", "evaluate_actions", "predict_values", "extract_features", "_get_action_dist_from_latent")
         refuse_own_methods(policy, ActorCriticPolicy, methods)
 
-    @property
-    def networks(self) -> nn.Module:
-        """From preprocessed observations to the inputs of the distribution and the values."""
-        return _Networks(self.policy)
+    @staticmethod
+    def compute(policy: ActorCriticPolicy, obs: Any) -> tuple[Tensor, Tensor]:
+        """The inputs of the distribution ``[M, A]``, and the values ``[M, 1]``."""
+        actor = policy.pi_features_extractor(obs)
+        critic = actor if policy.share_features_extractor else policy.vf_features_extractor(obs)
+        outputs: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(actor))
+        values: Tensor = policy.value_net(policy.mlp_extractor.forward_critic(critic))
+        return outputs, values
 
     def __call__(self, obs: Rows) -> tuple[Distribution, Tensor]:
         """Row ``n·M + m`` of ``obs [N·M, ...]`` at point n: distribution over N·M actions, values ``[N·M]``."""
@@ -199,19 +201,16 @@ class StackedNetworks(StackedPolicy):
 class StackedQNetwork(StackedPolicy):
     """Values of all actions by a Q-network of DQN at N points."""
 
-    def __init__(self, policy: QNetwork, points: Tensor, batched: bool = True) -> None:
-        self.policy = policy
-        super().__init__(policy, points, batched)
-
     @staticmethod
     def check(policy: QNetwork) -> None:
         """Refuse networks that compute in their own way."""
         refuse_own_methods(policy, QNetwork, ("forward", "extract_features"))
 
-    @property
-    def networks(self) -> nn.Module:
-        """From preprocessed observations to the values of the actions."""
-        return _QNetwork(self.policy)
+    @staticmethod
+    def compute(policy: QNetwork, obs: Any) -> Tensor:
+        """The values of the actions, ``[M, A]``."""
+        values: Tensor = policy.q_net(policy.features_extractor(obs))
+        return values
 
     def __call__(self, obs: Rows) -> Tensor:
         """Row ``n·M + m`` of ``obs [N·M, ...]`` at point n: the values of its actions, ``[N·M, A]``."""
@@ -226,28 +225,11 @@ class StackedQNetwork(StackedPolicy):
 
 
 class _Networks(nn.Module):
-    """A policy's networks from preprocessed observations to the distribution's inputs and the values."""
+    """A policy whose forward pass is from preprocessed observations on, as `functional_call` needs it."""
 
-    def __init__(self, policy: ActorCriticPolicy) -> None:
+    def __init__(self, policy: BasePolicy, compute: Callable[[Any, Any], Any]) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy, self._compute = policy, compute
 
-    def forward(self, obs: Any) -> tuple[Tensor, Tensor]:
-        policy = self.policy
-        actor = policy.pi_features_extractor(obs)
-        critic = actor if policy.share_features_extractor else policy.vf_features_extractor(obs)
-        outputs: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(actor))
-        values: Tensor = policy.value_net(policy.mlp_extractor.forward_critic(critic))
-        return outputs, values
-
-
-class _QNetwork(nn.Module):
-    """A Q-network from preprocessed observations on."""
-
-    def __init__(self, policy: QNetwork) -> None:
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, obs: Any) -> Tensor:
-        values: Tensor = self.policy.q_net(self.policy.features_extractor(obs))
-        return values
+    def forward(self, obs: Any) -> Any:
+        return self._compute(self.policy, obs)

@@ -122,9 +122,6 @@ class NativeVecEnv(VecEnv):
         drawn: npt.NDArray[np.uint8] = image
         return drawn
 
-    def _chosen(self, indices: int | Iterable[int] | None) -> list[int]:
-        return list(self._get_indices(indices))
-
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
         """An attribute of the batch for each of the chosen sub-environments: rows of arrays ``[E, ...]``, else itself.
 
@@ -134,7 +131,7 @@ class NativeVecEnv(VecEnv):
         name = f"single_{attr_name}" if attr_name in ("observation_space", "action_space") else attr_name
         value = getattr(self.env, name)
         per_env = isinstance(value, np.ndarray) and value.shape[:1] == (self.num_envs,)
-        return [value[i] if per_env else value for i in self._chosen(indices)]
+        return [value[i] if per_env else value for i in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
         """Set rows of an array ``[E, ...]``, or an attribute of the batch.
@@ -142,7 +139,7 @@ class NativeVecEnv(VecEnv):
         Raises:
             ConfigError: an attribute of the whole batch was to be set for some sub-environments only.
         """
-        chosen = self._chosen(indices)
+        chosen = list(self._get_indices(indices))
         current = getattr(self.env, attr_name, None)
         if isinstance(current, np.ndarray) and current.shape[:1] == (self.num_envs,):
             current[chosen] = value
@@ -162,7 +159,7 @@ class NativeVecEnv(VecEnv):
         if method_name == "get_wrapper_attr":
             return self.get_attr(*method_args, **{**method_kwargs, "indices": indices})
         if method_name == "render":
-            return [self._image(i) for i in self._chosen(indices)]
+            return [self._image(i) for i in self._get_indices(indices)]
         raise ConfigError(
             f"a native environment has no {method_name!r} for single sub-environments; "
             "stable_baselines3.common.env_util.make_vec_env makes environments that do"
@@ -172,4 +169,4 @@ class NativeVecEnv(VecEnv):
         self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: int | Iterable[int] | None = None
     ) -> list[bool]:
         """True for ``Monitor``, whose infos these environments give; False for any other wrapper."""
-        return [issubclass(Monitor, wrapper_class) for _ in self._chosen(indices)]
+        return [issubclass(Monitor, wrapper_class) for _ in self._get_indices(indices)]

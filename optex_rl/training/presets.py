@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from ..common.errors import ConfigError
 from ..common.storage import packaged_table
+from ..envs.registry import NAMESPACE
 
 TUNED_BASE: Final = "adam"  # the base optimizer that the learning rates, and the default one, are for
-NAMESPACE: Final = "optex_rl/"  # natively vectorised tasks may be named with or without it
 
 
 def tuned_options(env: str, algo: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import nn
 from ..common.errors import ConfigError
 from ..common.imports import find_named, name_of
 from ..common.validation import shown
-from ..envs import EnvFactory, task_name
+from ..envs import task_name
 
 # Arguments of `make_vec` itself.
 RESERVED: Final = ("num_envs", "seed", "backend", "render_mode", "wrappers", "frame_stack")
@@ -27,14 +27,14 @@ RESERVED: Final = ("num_envs", "seed", "backend", "render_mode", "wrappers", "fr
 Wrapper = Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]
 
 
-def check_env(env: Any, on_disk: bool) -> str | EnvFactory:
-    """Return ``env`` if it is an id or a function, which must have a name that a run folder can record.
+def check_env(env: Any, on_disk: bool) -> None:
+    """Refuse an ``env`` that is no id and no function, which must have a name that a run folder can record.
 
     Raises:
         ConfigError: it is neither, or cannot be recorded and ``on_disk`` says that it is to be.
     """
     if isinstance(env, str):
-        return env
+        return
     if not callable(env):
         raise ConfigError(f"env must be an id or a function that makes an environment, got {shown(env)}")
     if on_disk and name_of(env) is None:
@@ -42,8 +42,6 @@ def check_env(env: Any, on_disk: bool) -> str | EnvFactory:
             f"env must be a function or class at the top level of a module, so that the run can be resumed, got "
             f"{task_name(env)}: move it there, or use logdir=None to write nothing"
         )
-    factory: EnvFactory = env
-    return factory
 
 
 def check_env_kwargs(value: Any) -> dict[str, Any] | None:

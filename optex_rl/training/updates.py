@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from ..agents import Agent, Batch, StackedPolicy
 from ..agents.losses import value_loss
 from ..bases import fused_kwargs, make_base
-from ..bases.flat import FlatBase, Stepper
+from ..bases.flat import FlatBase
 from .config import TrainConfig
 from .rollouts.seeding import spawn_seeds
 
@@ -48,18 +47,6 @@ class CriticUpdates:
         self.critic = policy.sharing(others)  # as a function of its own parameters
         self.generator = torch.Generator().manual_seed(spawn_seeds(config.seed, 5, 1)[0])
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Learning rate of the updates to come."""
-        self.base.groups[0]["lr"] = learning_rate
-
-    def undone_on_fault(self) -> AbstractContextManager[None]:
-        """A block at whose end the critic is as before if it raises a `NumericalError`, or if the critic is not finite.
-
-        Raises:
-            NonFiniteError: a parameter of the critic became NaN or infinite.
-        """
-        return self.base.undone_on_fault()
-
     def fit(self, points: Tensor, batch: Batch, broken: npt.NDArray[np.bool_]) -> None:
         """All passes over the experience of the points none of whose environments broke.
 
@@ -73,19 +60,15 @@ class CriticUpdates:
             points, batch = points[sound], batch.at(sound)
         if len(points) == 0:
             return
-        targets = self.agent.targets(self.policy.bind(points), batch)
+        targets = self.agent.targets(self.policy.bind(points), batch).flatten()
+        obs = batch.obs.flatten(0, 2)
         with self.base.committed_steps() as stepper:
-            self._update(stepper, batch.obs.flatten(0, 2), targets.flatten())
-
-    def _update(self, stepper: Stepper, obs: Tensor, targets: Tensor) -> None:
-        """All passes over ``obs [B, O]`` and ``targets [B]``."""
-        for _ in range(self.config.n_critic_updates):
-            order = torch.randperm(len(obs), generator=self.generator).to(obs.device)
-            for index in torch.split(order, self.config.batch_size):
-                point = stepper.point().detach()[None].requires_grad_()
-                values = self.critic.critic(point, obs[index][None])
-                (gradient,) = torch.autograd.grad(value_loss(values, targets[index][None]).sum(), point)
-                with torch.no_grad():
+            for _ in range(self.config.n_critic_updates):
+                order = torch.randperm(len(obs), generator=self.generator).to(obs.device)
+                for index in torch.split(order, self.config.batch_size):
+                    point = stepper.point().detach()[None].requires_grad_()
+                    values = self.critic.critic(point, obs[index][None])
+                    (gradient,) = torch.autograd.grad(value_loss(values, targets[index][None]).sum(), point)
                     stepper.step(gradient[0])
 
     def state_dict(self) -> dict[str, Any]:

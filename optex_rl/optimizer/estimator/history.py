@@ -53,11 +53,8 @@ class History:
     some points, very near to the true ones, and their kernel matrices have no negative eigenvalues beyond rounding.
 
     Args:
-        dim: number of parameters ``d``.
-        history_size: pairs kept, ``T0``.
+        dim, history_size, dtype, device: as of `GradientEstimator`.
         block_sizes: sizes of consecutive blocks of parameters whose distances are kept apart; one block by default.
-        dtype: precision of the history; ``float32`` or ``float64``.
-        device: where the history lives.
 
     Raises:
         ConfigError: an argument is outside what is allowed.

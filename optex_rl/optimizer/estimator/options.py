@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Final
 
 from ...common.errors import ConfigError
+from ...common.validation import check_choice
 from .kernels import KERNELS
 
 HISTORY_SIZE: Final = 40
@@ -23,8 +24,7 @@ def validate_estimator_options(history_size: int, kernel: str, lengthscale: floa
     """
     if history_size < 2:
         raise ConfigError(f"history_size must be at least 2, got {history_size}")
-    if kernel not in KERNELS:
-        raise ConfigError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+    check_choice("kernel", kernel, KERNELS)
     if lengthscale not in ("auto", "median") and not (_is_finite(lengthscale) and float(lengthscale) > 0.0):
         raise ConfigError(f"lengthscale must be a positive number, 'auto' or 'median', got {lengthscale!r}")
     if noise != "auto" and not (_is_finite(noise) and float(noise) >= 0.0):

@@ -144,6 +144,9 @@ class FusedEvaluator:
         self.policy = policy
         self.agent = agent
         self.collector = collector
+        self.normalizer = collector.normalizer
+        self.description = describe_backend(collector.envs)
+        self.is_exact = isinstance(collector.envs.unwrapped, NativeVectorEnv)
         self._before_step: Callable[[], object] | None = None
 
     def call_before_steps(self, before_step: Callable[[], object] | None) -> None:
@@ -165,24 +168,9 @@ class FusedEvaluator:
         gradients, losses = differentiate(self.agent, bound, points, batch)
         return Evaluation(gradients, losses, episodes, batch, self.collector.broken, math.prod(self.collector.shape))
 
-    @property
-    def normalizer(self) -> Normalizer:
-        """The statistics of the collector."""
-        return self.collector.normalizer
-
-    @property
-    def description(self) -> str:
-        """What the environments are."""
-        return describe_backend(self.collector.envs)
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the environments can save their state, as the native ones can."""
-        return isinstance(self.collector.envs.unwrapped, NativeVectorEnv)
-
     def end_iteration(self) -> None:
         """Update the statistics."""
-        self.collector.normalizer.update()
+        self.normalizer.update()
 
     def state_dict(self) -> dict[str, Any]:
         """Random numbers and environments."""
