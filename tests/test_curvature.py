@@ -169,7 +169,7 @@ def test_a_limited_step_leads_as_far_as_the_limit(space: str) -> None:
     fisher, before = dense_fisher(policy), flatten(list(policy.parameters()))
     gradient = torch.randn(len(fisher), dtype=torch.float64, generator=stream(2))
     damped = fisher + 0.01 * torch.eye(len(fisher), dtype=torch.float64)
-    options = {"damping": 0.01, "cg_iterations": 300}
+    options: dict[str, Any] = {"damping": 0.01, "cg_iterations": 300}
     FlatBase(bound_base("natural", policy, lr=0.5, target_kl=1e-4, **options)).step(gradient)
     step = flatten(list(policy.parameters())) - before
     torch.testing.assert_close(0.5 * step @ damped @ step, torch.tensor(1e-4, dtype=torch.float64))
