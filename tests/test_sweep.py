@@ -183,6 +183,20 @@ def test_a_task_without_threshold_needs_one() -> None:
     assert gather(runs, {"Ant-v5": 5.0})[0].threshold == 5.0
 
 
+def test_a_tie_has_one_choice_in_both_tables() -> None:
+    """It is that of the lower rate, although "lr 0.01" comes before "lr 0.002" among the names of files."""
+    rates = {"lr 0.01": 0.01, "lr 0.002": 0.002}
+    tuning = [
+        run(name, FIRST_TUNING_SEED, 10, 90, 90)._replace(options={"learning_rate": rate})
+        for name, rate in rates.items()
+    ]
+    finals = [one._replace(seed=0) for one in tuning]
+    for order in (tuning, tuning[::-1]):
+        trials, entries = gather_trials(order, {}), gather([*order, *finals], {})
+        assert [trial.setting for trial in trials if trial.chosen] == ["lr 0.002"]
+        assert [entry.setting for entry in entries if entry.chosen] == ["lr 0.002"]
+
+
 def test_a_run_stops_once_it_holds_its_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     """80 after the second iteration alone would not do; with the 120 after the third it does, and the rest is held."""
     returns = iter([0.0, 10.0, 80.0, 120.0])

@@ -64,7 +64,8 @@ def gather(runs: Sequence[Run], thresholds: Mapping[str, float]) -> list[Entry]:
     Raises:
         ConfigError: there is no threshold for a task.
     """
-    finals = sorted((run for run in runs if not run.tuning), key=_order)
+    runs = sorted(runs, key=_order)
+    finals = [run for run in runs if not run.tuning]
     tuned = _grouped([run for run in runs if run.tuning], "env", "method")
     entries = []
     for (env, method), of_method in _grouped(finals, "env", "method").items():
