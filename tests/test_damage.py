@@ -220,6 +220,7 @@ FORGED: list[tuple[tuple[Any, ...], Any, str]] = [
     (("optimizer", "state", 0, "exp_avg"), torch.zeros(1), "optimizer.state.0.exp_avg must be [4, 4]"),
     (("optimizer", "state", 0, "exp_avg"), few_numbers, "exp_avg has fewer numbers than its shape says"),
     (("optimizer", "optex", "history", "steps"), torch.zeros(6, 55), "does not fit, because RuntimeError: "),
+    (("optimizer", "optex", "with_gradient"), [True], "with_gradient is for 1 tensors"),
     (("evaluator", "envs", "elapsed_steps"), torch.full((4,), -(2**63)), "does not fit, because ValueError: "),
 ]
 

@@ -261,9 +261,12 @@ class Engine:
         }
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
-        """Raise a RuntimeError if the history in ``state`` is for other parameters, or the horizon is no number."""
+        """Raise a RuntimeError if ``state`` is for other parameters, or the horizon in it is no number."""
         make_horizon(self.options, state.get("horizon"))
         history, d = state["history"], sum(p.numel() for p in self.base.parameters)
+        with_gradient, n = state["with_gradient"], len(self.base.parameters)
+        if with_gradient is not None and len(with_gradient) != n:
+            raise RuntimeError(f"with_gradient is for {len(with_gradient)} tensors, this optimizer has {n}")
         if history is not None and history["newest"].numel() != d:
             raise RuntimeError(f"the history is for {history['newest'].numel()} parameters, this optimizer has {d}")
 
