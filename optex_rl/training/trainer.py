@@ -141,7 +141,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if self.critic is not None:
-            self.critic.base.groups[0]["lr"] = self.config.critic_learning_rate * schedule
+            self.critic.set_learning_rate(self.config.critic_learning_rate * schedule)
         for _ in range(self.config.evaluations):
             while not (report := self._attempt()):
                 pass  # a fault allowed no step: again, with new samples
@@ -160,7 +160,7 @@ class Trainer:
     def _attempt(self) -> dict[str, float]:
         """One evaluation, and the step from its usable points; returns the metrics, none if no step was possible."""
         try:
-            with nullcontext() if self.critic is None else self.critic.base.undone_on_fault():
+            with nullcontext() if self.critic is None else self.critic.undone_on_fault():
                 return self._evaluate_and_step()
         except NotPositiveDefiniteError as error:
             self.faults.bad(self.iteration + 1, error)

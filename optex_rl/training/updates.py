@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any
 
@@ -46,6 +47,18 @@ class CriticUpdates:
         others = [parameter for parameter in policy.policy.parameters() if id(parameter) not in own]
         self.critic = policy.sharing(others)  # as a function of its own parameters
         self.generator = torch.Generator().manual_seed(spawn_seeds(config.seed, 5, 1)[0])
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the updates to come."""
+        self.base.groups[0]["lr"] = learning_rate
+
+    def undone_on_fault(self) -> AbstractContextManager[None]:
+        """A block at whose end the critic is as before if it raises a `NumericalError`, or if the critic is not finite.
+
+        Raises:
+            NonFiniteError: a parameter of the critic became NaN or infinite.
+        """
+        return self.base.undone_on_fault()
 
     def fit(self, points: Tensor, batch: Batch, broken: npt.NDArray[np.bool_]) -> None:
         """All passes over the experience of the points none of whose environments broke.

@@ -53,8 +53,11 @@ class History:
     some points, very near to the true ones, and their kernel matrices have no negative eigenvalues beyond rounding.
 
     Args:
-        dim, history_size, dtype, device: as of `GradientEstimator`.
+        dim: number of parameters ``d``.
+        history_size: pairs kept, ``T0``.
         block_sizes: sizes of consecutive blocks of parameters whose distances are kept apart; one block by default.
+        dtype: precision of the history; ``float32`` or ``float64``.
+        device: where the history lives.
 
     Raises:
         ConfigError: an argument is outside what is allowed.
