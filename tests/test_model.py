@@ -269,8 +269,9 @@ def test_names_of_no_network(cartpole: Path, name: str, importable: str) -> None
 def test_there_may_be_no_best_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = make_run(tmp_path, eval_freq=0)
     assert main(["evaluate", str(run_dir), "--best"]) == 1
-    assert capsys.readouterr().err == f"optex-rl: error: there is no checkpoint {run_dir / 'best_model.pt'}\n"
-    with pytest.raises(RunFolderError, match="there is no checkpoint"):
+    message = f"there is no {run_dir / 'best_model.pt'}: no evaluation wrote it (eval_freq); use the last policy"
+    assert capsys.readouterr().err == f"optex-rl: error: {message}\n"
+    with pytest.raises(RunFolderError, match="no evaluation wrote it"):
         load(run_dir, best=True)
 
 

@@ -16,7 +16,7 @@ from gymnasium import Space, spaces
 from torch import nn
 
 from ..agents import ActionDistribution, StackedPolicy, encode_observations
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, RunFolderError
 from ..common.storage import load_checkpoint, must_fit
 from ..common.validation import check_between
 from ..envs import EnvFactory
@@ -176,6 +176,8 @@ def load(
     if not trust:
         check_trust(config, run_dir, policy is not None)
     path = run_dir / ("best_model.pt" if best else "checkpoint.pt")
+    if best and not path.exists():
+        raise RunFolderError(f"there is no {path}: no evaluation wrote it (eval_freq); use the last policy")
     content = load_checkpoint(path)
     with must_fit(path):
         check_shared_options(path, content, config, IDENTITY)
