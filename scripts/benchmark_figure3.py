@@ -74,7 +74,7 @@ def finished(folder: Path, job: Job) -> list[Row]:
         write_atomically(path, json.dumps(kept).encode())
         print(f"{job.file_name}: {figure(kept['rows'][-1].cumulative)} {kept['fault']}", file=sys.stderr, flush=True)
     kept = json.loads(path.read_text(encoding="utf-8"))
-    if kept["job"] != dataclasses.asdict(job):
+    if kept["job"] != job.options():
         raise ConfigError(f"{path} is of a run with other options: {kept['job']}; use another --folder")
     return [Row(*row) for row in kept["rows"]]
 
@@ -137,7 +137,7 @@ def table_row(env: str, method: str, cells: Mapping[str, Cell]) -> str:
         interval = stratified_interval([ends], np.random.default_rng(0))
         columns.append(spread(float(interquartile_mean(ends)), interval, 1))
     columns += [
-        figure((means[method] - means["vanilla"]) / way, 2) if way else "–",
+        figure((means[method] - means["vanilla"]) / way + 0.0, 2) if way else "–",
         figure(iterations),
         figure(seconds),
         f"{sum(row is not None for row in reached)}/{len(reached)}",
@@ -167,6 +167,7 @@ def draw(tasks: Mapping[str, Mapping[str, Cell]], output: Path) -> None:
                     panel.fill_between(x, low, high, color=curve.get_color(), alpha=0.15, linewidth=0)
             for panel, xlabel in zip(panels[2 * number + line], AXES.values(), strict=True):
                 panel.set(title=env, xlabel=xlabel, ylabel=ylabel)
+                panel.locator_params(axis="x", nbins=6)  # numbers of six digits stand apart
                 panel.grid(alpha=0.3)
     panels[0][0].legend(fontsize="small", loc="upper left")
     save_figure(figure, output)

@@ -46,6 +46,10 @@ class Job:
         """Name of its file."""
         return f"{self.env}_{self.method}_{self.rate:.3g}_{self.seed}.json"
 
+    def options(self) -> dict[str, Any]:
+        """All of it by name, with rl_zoo3's settings."""
+        return dataclasses.asdict(self) | {"rl_zoo3": zoo_options("dqn", self.env)}
+
 
 def make_model(job: Job) -> DQN:
     """The method of the job, with rl_zoo3's settings."""
@@ -113,4 +117,4 @@ def train(job: Job) -> dict[str, Any]:
         model.learn(zoo_options("dqn", job.env)["n_timesteps"], follow)
     except NumericalError as error:
         fault = str(error)
-    return {"job": dataclasses.asdict(job), "fault": fault, "rows": follow.hold_last()}
+    return {"job": job.options(), "fault": fault, "rows": follow.hold_last()}
