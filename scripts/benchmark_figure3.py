@@ -8,6 +8,7 @@ steps in sequence, and all see as much of the environment in each iteration:
     data-parallel   the mean gradient of N minibatches, one gradient step
     target          N gradient steps one after the other, a minibatch each: N times the sequential time
     last, refine    OptExDQN: N minibatches at N points, the next iterate by this selection
+    auto            refine with the horizon that adapts in place of the fixed one, N base steps
     extrapolate     OptEx as the optimizer class: one minibatch, N steps with predicted gradients
 
 Exploration follows the schedule of rl_zoo3's whole run, also where --steps ends it before. Rates are searched for each
@@ -56,6 +57,7 @@ METHODS: Final = {
     "target": "target",
     "last": "OptEx, last",
     "refine": "OptEx, refine",
+    "auto": "OptEx, refine, auto",
     "extrapolate": "OptEx, extrapolate",
 }
 AXES: Final = {"iterations": "sequential iterations", "env_steps": "environment steps", "seconds": "processor seconds"}

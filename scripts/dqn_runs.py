@@ -6,7 +6,7 @@ import dataclasses
 import math
 import statistics
 import time
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from stable_baselines3 import DQN
@@ -17,6 +17,12 @@ from optex_rl import ConfigError, OptEx
 from optex_rl.common.errors import NumericalError
 from optex_rl.compare.rl_zoo3 import zoo_options
 from optex_rl.sb3 import OptExDQN, sb3_defaults
+
+SELECTIONS: Final = {  # of OptExDQN, by method
+    "last": {"selection": "last"},
+    "refine": {"selection": "refine", "horizon": "fixed"},
+    "auto": {"selection": "refine", "horizon": "auto"},
+}
 
 
 class Row(NamedTuple):
@@ -62,8 +68,8 @@ def make_model(job: Job) -> DQN:
     options["batch_size"] *= N if job.method == "data-parallel" else 1
     options |= {"learning_rate": job.rate, "seed": job.seed, "device": "cpu"}
     env = make_vec_env(job.env, 1, seed=job.seed)
-    if job.method in ("last", "refine"):
-        return OptExDQN("MlpPolicy", env, parallelism=N, optex_kwargs={"selection": job.method}, **options)
+    if job.method in SELECTIONS:
+        return OptExDQN("MlpPolicy", env, parallelism=N, optex_kwargs=SELECTIONS[job.method], **options)
     if job.method == "extrapolate":
         # Gradients are clipped by OptEx, at DQN's own norm, so that the history has them whole.
         optex = {"optimizer_kwargs": {**sb3_defaults("dqn"), "parallelism": N, "max_grad_norm": 10.0}}

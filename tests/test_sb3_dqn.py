@@ -272,8 +272,8 @@ def test_the_base_is_the_optimizer_of_policy_kwargs() -> None:
     assert same(adam.base.defaults, DQN("MlpPolicy", "CartPole-v1", device="cpu").policy.optimizer.defaults)
 
 
-def test_the_horizon_is_fixed_unless_told_otherwise() -> None:
-    for given, adapts in (({}, False), ({"horizon": "auto"}, True)):
+def test_the_horizon_adapts_unless_told_otherwise() -> None:
+    for given, adapts in (({}, True), ({"horizon": "fixed"}, False)):
         optimizer: Any = make(optex_kwargs=given).policy.optimizer
         assert optimizer.options.adaptive == adapts
 

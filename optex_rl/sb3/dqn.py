@@ -39,7 +39,7 @@ class OptExDQN(DQN):
         env: as in DQN.
         *args: further arguments of DQN, in its order.
         parallelism: N.
-        optex_kwargs: further arguments of `OptEx`, such as ``history_size``; ``horizon`` is ``"fixed"`` by default.
+        optex_kwargs: further arguments of `OptEx`, such as ``history_size``.
         policy_kwargs: as in DQN. ``optimizer_class`` and ``optimizer_kwargs`` are the base and its arguments; Adam by
             default.
         **kwargs: further arguments of DQN by name.
@@ -73,7 +73,9 @@ class OptExDQN(DQN):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        self.policy_kwargs = with_optex(self.policy_kwargs, self.parallelism, self.max_grad_norm, self.optex_kwargs)
+        # At rl_zoo3's rates a fixed one takes too many steps, see docs/paper.md.
+        options = self.parallelism, self.max_grad_norm, self.optex_kwargs, "auto"
+        self.policy_kwargs = with_optex(self.policy_kwargs, *options)
         super()._setup_model()
         if self.parallelism > 1:
             self._batched = can_batch(StackedQNetwork, self.q_net, self.parallelism, stacklevel=4)

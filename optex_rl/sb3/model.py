@@ -15,6 +15,7 @@ def with_optex(
     parallelism: int,
     max_grad_norm: float,
     optex_kwargs: dict[str, Any],
+    horizon: str,
     adam_kwargs: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Arguments of the policy with OptEx over the optimizer that they name; the same again for its own result.
@@ -23,7 +24,8 @@ def with_optex(
         policy_kwargs: ``optimizer_class`` and ``optimizer_kwargs`` are the base and its arguments.
         parallelism: N.
         max_grad_norm: of the algorithm. With one point it clips before the step, as ever; with more OptEx does.
-        optex_kwargs: further arguments of `OptEx`, whose ``horizon`` is ``"fixed"`` unless they say otherwise.
+        optex_kwargs: further arguments of `OptEx`.
+        horizon: of `OptEx`, unless they say otherwise.
         adam_kwargs: what the policy gives Adam where no arguments are given.
     """
     cls = policy_kwargs.get("optimizer_class", torch.optim.Adam)
@@ -32,8 +34,7 @@ def with_optex(
         base_kwargs = adam_kwargs if cls is torch.optim.Adam and options is None else options
         cls, options = OptEx, {"base": cls, "base_kwargs": dict(base_kwargs or {})}
     clip = {"max_grad_norm": None if parallelism == 1 else max_grad_norm}
-    # N steps are not too many for the rates of rl_zoo3, see docs/stable-baselines3.md.
-    options = {"horizon": "fixed", **(options or {}), **clip, **optex_kwargs, "parallelism": parallelism}
+    options = {"horizon": horizon, **(options or {}), **clip, **optex_kwargs, "parallelism": parallelism}
     return {**policy_kwargs, "optimizer_class": cls, "optimizer_kwargs": options}
 
 
