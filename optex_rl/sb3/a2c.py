@@ -101,8 +101,9 @@ class OptExA2C(A2C):
         # As ActorCriticPolicy does for Adam without arguments.
         adam_kwargs = {"eps": 1e-5}
         # N steps are not too many for the rates of rl_zoo3, see docs/stable-baselines3.md.
-        options = self.parallelism, self.max_grad_norm, self.optex_kwargs, "fixed"
-        self.policy_kwargs = with_optex(self.policy_kwargs, *options, adam_kwargs)
+        self.policy_kwargs = with_optex(
+            self.policy_kwargs, self.parallelism, self.max_grad_norm, self.optex_kwargs, "fixed", adam_kwargs
+        )
         super()._setup_model()
         if self.parallelism > 1:
             self._batched = can_batch(StackedNetworks, self.policy, self.parallelism, stacklevel=4)
