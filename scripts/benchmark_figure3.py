@@ -125,6 +125,12 @@ def first(rows: Sequence[Row], value: float) -> Row | None:
     return next((row for row in rows if row.cumulative >= value), None)
 
 
+def milliseconds(rows: Sequence[Row]) -> float:
+    """Processor milliseconds an iteration of a run; NaN where it ended before the first."""
+    end = rows[-1]
+    return 1e3 * end.seconds / end.iterations if end.iterations else math.nan
+
+
 def table_row(env: str, method: str, cells: Mapping[str, Cell]) -> str:
     """One line of the Markdown table."""
     cell, vanilla = cells[method], cells["vanilla"]
@@ -143,7 +149,7 @@ def table_row(env: str, method: str, cells: Mapping[str, Cell]) -> str:
         figure(iterations),
         figure(seconds),
         f"{sum(row is not None for row in reached)}/{len(reached)}",
-        f"{statistics.median(1e3 * rows[-1].seconds / rows[-1].iterations for rows in cell.runs):.1f}",
+        figure(statistics.median(map(milliseconds, cell.runs)), 1),
     ]
     return f"| {' | '.join(columns)} |"
 

@@ -120,6 +120,13 @@ def test_a_row_of_the_table() -> None:
     assert table_row("Task", "vanilla", worse).split("|")[6] == " 0.00 "  # not −0.00
 
 
+@pytest.mark.filterwarnings("ignore:The BCa confidence interval:scipy.stats.DegenerateDataWarning")
+def test_a_row_of_runs_that_end_before_the_first_iteration() -> None:
+    runs = [[Row(0, 100, 1.0, math.nan, math.nan)]] * 2
+    columns = table_row("Task", "vanilla", {"vanilla": Cell(1e-3, runs)}).strip("| ").split(" | ")
+    assert columns == ["Task", "vanilla", "0.001", "– (– … –)", "– (– … –)", "–", "–", "–", "0/2", "–"]
+
+
 def test_an_interrupted_benchmark_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
