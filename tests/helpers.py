@@ -117,10 +117,11 @@ class ExactEstimator:
         return {}
 
     def distances_to(self, point: Tensor, near: int = 0) -> Tensor:
-        return torch.zeros(1, 0, dtype=torch.float64)
+        return torch.zeros(*point.shape[:-1], 1, 0, dtype=torch.float64)
 
     def mean(self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        gradient = self.problem.at(point).gradient()
+        rows = point.reshape(-1, point.shape[-1])
+        gradient = torch.stack([self.problem.at(row).gradient() for row in rows]).view_as(point)
         return gradient if out is None else out.copy_(gradient)
 
     def variances(self, distances: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from optex_rl.optimizer.estimator.distances import (
 )
 from optex_rl.optimizer.estimator.gp import LENGTHSCALE_GRID, NOISE_GRID
 from optex_rl.optimizer.estimator.history import ring_slices
+from optex_rl.optimizer.estimator.predictors import PREDICTORS
 
 from .helpers import normal, same, through_a_file
 
@@ -176,14 +177,31 @@ def test_a_path_that_comes_back(apart: float, block_sizes: list[int] | None) -> 
         assert_distances(distances, points[2, start:stop], both, length)
 
 
+@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize("block_sizes", [None, [1000, 19_000]])
+def test_several_points_at_once_are_those_points_one_by_one(predictor: str, block_sizes: list[int] | None) -> None:
+    """Also where the path comes back to some of them, so that they are measured from other points of it."""
+    points = path(20_000, 8, 1e-2)
+    history = PREDICTORS[predictor](20_000, history_size=10, block_sizes=block_sizes)
+    history.insert(points, normal(8, 20_000, seed=1).float())
+    queries = torch.stack([points[7] + 1e-3, points[2], points[7] - 1e-3, points[4] + 1e-7])
+    distances = history.distances_to(queries)
+    assert distances.shape == (4, len(history.blocks), 8)
+    one_by_one = torch.stack([history.distances_to(query) for query in queries])
+    torch.testing.assert_close(distances, one_by_one, rtol=1e-5, atol=1e-6)
+    assert (distances[1, :, 2] < 1e-6).all()
+    means = history.mean(queries, distances)
+    torch.testing.assert_close(means, torch.stack(list(map(history.mean, queries))), rtol=1e-4, atol=1e-5)
+
+
 def test_distances_along_a_path_worked_by_hand() -> None:
     # On the line: points 0, 1, 3, 6 with steps 1, 2, 3 to the last three. θ = 8 by way of 3 (r = 2): u = 5, products
     # (?, 5, 10, 15), of which the first counts nowhere. C = 30, 25, 15, 0, C − C_r = 15, 10, 0, −15; squares from 3:
     # 9, 4, 0, 9. So 25 + 30 + 9, 25 + 20 + 4, 25, 25 − 30 + 9 = 64, 49, 25, 4: eight, seven, five and two away.
     newer = torch.ones(4, 4, dtype=torch.float64).triu(1)
-    products, square = torch.tensor([[7.0, 5.0, 10.0, 15.0]]).double(), torch.tensor([[25.0]]).double()
+    products, square = torch.tensor([[[7.0, 5.0, 10.0, 15.0]]]).double(), torch.tensor([[[25.0]]]).double()
     squares = torch.tensor([[9.0, 4.0, 0.0, 9.0]]).double()
-    assert squared_distances_along(products, square, newer, squares, 2).tolist() == [[64.0, 49.0, 25.0, 4.0]]
+    assert squared_distances_along(products, square, newer, squares, 2).tolist() == [[[64.0, 49.0, 25.0, 4.0]]]
 
 
 def test_distances_between_the_points_of_a_path_worked_by_hand() -> None:
@@ -213,13 +231,14 @@ def test_equal_coordinates_leave_the_kernel_matrix_positive(kernel: str) -> None
 
 
 def test_offsets_and_their_products_with_steps() -> None:
-    steps, newest, point = normal(3, 140_001, dtype=torch.float32), *normal(2, 140_001, seed=1, dtype=torch.float32)
+    steps, newest, *points = normal(3, 140_001, dtype=torch.float32), *normal(3, 140_001, seed=1, dtype=torch.float32)
     for after, (start, stop) in itertools.product([[], [2, 0]], ((0, 140_001), (100, 137_000), (140_000, 140_001))):
-        offset = (point.double() - newest.double() + steps[after].double().sum(0))[start:stop]
-        expected = torch.cat([steps[:, start:stop].double() @ offset, (offset @ offset)[None]])
-        products = offset_products(point, newest, after, steps, column_chunks(start, stop))
-        torch.testing.assert_close(products, expected, rtol=1e-5, atol=1e-3)
-        assert products.dtype == torch.float64
+        both = offset_products(torch.stack(points), newest, after, steps, column_chunks(start, stop))
+        for point, products, square in zip(points, *both, strict=True):
+            offset = (point.double() - newest.double() + steps[after].double().sum(0))[start:stop]
+            torch.testing.assert_close(products, steps[:, start:stop].double() @ offset, rtol=1e-5, atol=1e-3)
+            torch.testing.assert_close(square, offset @ offset, rtol=1e-5, atol=1e-3)
+            assert products.dtype == square.dtype == torch.float64
 
 
 def test_sums_over_chunks_and_columns_are_those_of_float64() -> None:

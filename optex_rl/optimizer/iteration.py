@@ -94,9 +94,8 @@ def predict_here(points: Tensor, estimator: Predictor | None) -> Proposal:
     """Proposal of given points ``[N, d]``, with the posterior at each of them if there is one."""
     if estimator is None or len(estimator) == 0:
         return Proposal(points, points.new_empty(0, points.shape[1]), torch.empty(0, 1, dtype=torch.float64))
-    distances = torch.stack([estimator.distances_to(point) for point in points])
-    means = torch.stack(list(map(estimator.mean, points, distances)))
-    return Proposal(points, means, estimator.variances(distances))
+    distances = estimator.distances_to(points)
+    return Proposal(points, estimator.mean(points, distances), estimator.variances(distances))
 
 
 def propose_between(base: FlatBase, estimator: Predictor, places: Sequence[float]) -> Proposal:

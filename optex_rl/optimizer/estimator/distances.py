@@ -21,29 +21,30 @@ def column_chunks(start: int, stop: int) -> list[slice]:
 
 
 def offset_products(
-    point: Tensor, newest: Tensor, after: Sequence[int], steps: Tensor, columns: Sequence[slice]
-) -> Tensor:
-    """Inner products of the offset ``u = θ − θᵣ`` of a point from one of a path with the path's steps, and its square.
+    points: Tensor, newest: Tensor, after: Sequence[int], steps: Tensor, columns: Sequence[slice]
+) -> tuple[Tensor, Tensor]:
+    """Inner products of offsets ``u = θ − θᵣ`` from one point of a path with the path's steps, and their squares.
 
     Args:
-        point: θ, ``[d]``.
+        points: each θ, ``[n, d]``.
         newest: the newest point of the path, ``[d]``.
         after: which of ``steps`` led from θᵣ to the newest point, the newest step first.
         steps: ``[T, d]``; read once, and nothing of their size is written.
         columns: which of them count, from `column_chunks`.
 
     Returns:
-        ``[T + 1]``, the square last; ``float64``, on the CPU, the sums over chunks in that precision.
+        ``[n, T]`` and ``[n]``; ``float64``, on the CPU, the sums over chunks in that precision.
     """
-    T = len(steps)
-    sums, room = steps.new_empty(len(columns), T + 1), steps.new_empty(1, columns[0].stop - columns[0].start)
-    for c, row in zip(columns, sums[:, None], strict=True):
-        offset = torch.sub(point[None, c], newest[None, c], out=room[:, : c.stop - c.start])
+    n, T = len(points), len(steps)
+    sums, room = steps.new_empty(len(columns), n, T + n), steps.new_empty(n, columns[0].stop - columns[0].start)
+    for c, rows in zip(columns, sums, strict=True):
+        offsets = torch.sub(points[:, c], newest[c], out=room[:, : c.stop - c.start])
         for step in after:
-            offset += steps[step, c]
-        torch.mm(offset, steps[:, c].T, out=row[:, :T])
-        torch.mm(offset, offset.T, out=row[:, T:])
-    return sums.cpu().double().sum(0)
+            offsets += steps[step, c]
+        torch.mm(offsets, steps[:, c].T, out=rows[:, :T])
+        torch.mm(offsets, offsets.T, out=rows[:, T:])
+    total = sums.cpu().double().sum(0)
+    return total[:, :T], total[:, T:].diagonal()
 
 
 def path_distances(products: Tensor, newer: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def path_distances(products: Tensor, newer: Tensor) -> Tensor:
 
 
 def squared_distances_along(products: Tensor, square: Tensor, newer: Tensor, squares: Tensor, r: int) -> Tensor:
-    """Squared distances of a point θ to the points of a path that is kept as its steps ``sₖ = θₖ − θₖ₋₁``.
+    """Squared distances of points θ to the points of a path that is kept as its steps ``sₖ = θₖ − θₖ₋₁``.
 
     With the offset ``u = θ − θᵣ`` from any point of the path, and ``Cᵢ = Σ uᵀsₖ`` over the steps after θᵢ,
 
@@ -74,27 +75,32 @@ def squared_distances_along(products: Tensor, square: Tensor, newer: Tensor, squ
     of ``‖θ‖``, as in the usual expansion of the square.
 
     Args:
-        products: ``uᵀsₖ``, ``[B, T]``.
-        square: ``‖u‖²``, ``[B, 1]``.
+        products: ``uᵀsₖ``, ``[n, B, T]``.
+        square: ``‖u‖²``, ``[n, B, 1]``.
         newer: 1 where point ``k`` is newer than point ``i``, else 0, ``[i, k]`` of ``[T, T]``.
         squares: ``‖θᵣ − θᵢ‖²``, ``[B, T]``.
         r: the point where ``u`` begins.
 
     Returns:
-        ``[B, T]``, at least 0.
+        ``[n, B, T]``, at least 0.
     """
-    return torch.addmm(squares + square, products, (newer - newer[r]).T, alpha=2.0).clamp_min_(0.0)
+    known = (squares + square).flatten(0, 1)
+    summed = torch.addmm(known, products.flatten(0, 1), (newer - newer[r]).T, alpha=2.0)
+    return summed.clamp_min_(0.0).view_as(products)
 
 
-def comes_back(squared: Tensor, square: Tensor, lengths: Tensor) -> bool:
+def comes_back(squared: Tensor, square: Tensor, lengths: Tensor) -> Tensor:
     """Whether θ is so near to a point of the path, other than θᵣ, that rounding errors dominate the distance.
 
     Args:
-        squared: from `squared_distances_along`, ``[B, T]``.
-        square: ``‖u‖²``, ``[B, 1]``.
+        squared: from `squared_distances_along`, ``[n, B, T]``.
+        square: ``‖u‖²``, ``[n, B, 1]``.
         lengths: squared length of the path between θᵣ and each of its points, ``[B, T]``.
+
+    Returns:
+        ``[n]``.
     """
-    return bool((squared < RETURN * (lengths + square)).any())
+    return (squared < RETURN * (lengths + square)).flatten(1).any(1)
 
 
 def inner_products(rows: Tensor, vectors: Tensor, columns: Sequence[slice]) -> Tensor:

@@ -27,12 +27,12 @@ class Predictor(History, ABC):
 
     @abstractmethod
     def mean(self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Predicted gradient at ``point [d]``, ``[d]``.
+        """Predicted gradient at ``point [d]``, ``[d]``, or at each of several ``[n, d]``.
 
         Args:
-            point: ``[d]``.
-            distances: what `distances_to` gives for it, ``[B, T]``, if it is known already.
-            out: a row of `new_means` to put the prediction into; a new one by default.
+            point: ``[d]`` or ``[n, d]``.
+            distances: what `distances_to` gives for it, ``[B, T]`` or ``[n, B, T]``, if it is known already.
+            out: rows of `new_means` to put the prediction into; new ones by default.
 
         Raises:
             ConfigError: the history is empty.
@@ -163,13 +163,14 @@ class GradientEstimator(Predictor):
 
     @torch.no_grad()
     def mean(self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Posterior mean of the gradient at ``point [d]``, ``[d]``; see `Predictor.mean`."""
+        """Posterior mean of the gradient at ``point [d]``, ``[d]``, or several; see `Predictor.mean`."""
         white = self._whitened_kernel(self.distances_to(point) if distances is None else distances)
-        weights = (self._whitening.mT @ white)[:, :, 0]  # (K + σ²I)⁻¹ k(θ), [B, T]
-        mean = self.new_means(1)[0] if out is None else out
-        gradients = self._gradients[: len(self)]
-        for (start, stop), w in zip(self.blocks, weights.to(mean.dtype).to(mean.device), strict=True):
-            torch.mm(w[None], gradients[:, start:stop], out=mean[None, start:stop])  # `mv` takes an eighth longer
+        weights = (self._whitening.mT @ white)[..., 0]  # (K + σ²I)⁻¹ k(θ), [..., B, T]
+        mean = self._gradients.new_empty(point.shape) if out is None else out
+        rows, gradients = mean.view(-1, self.dim), self._gradients[: len(self)]
+        weights = weights.to(mean.dtype).to(mean.device).view(-1, *weights.shape[-2:])
+        for (start, stop), w in zip(self.blocks, weights.unbind(1), strict=True):
+            torch.mm(w, gradients[:, start:stop], out=rows[:, start:stop])  # `mv` takes an eighth longer
         return mean
 
     @torch.no_grad()

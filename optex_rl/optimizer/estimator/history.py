@@ -172,28 +172,29 @@ class History:
         """Distances to the points of the history.
 
         Args:
-            point: ``[d]``.
+            point: ``[d]``, or several ``[n, d]``, for which the history is read once.
             near: age of a nearby point, 0 for the newest; a bad guess costs time or rounds differently, no more.
 
         Returns:
-            One for each block and point, ``[B, T]``.
+            One for each block and point, ``[B, T]`` or ``[n, B, T]``.
         """
         if self._count == 0:
-            return torch.zeros(len(self.blocks), 0, dtype=torch.float64)
-        point = point.to(self._steps)
-        squared, is_accurate = self._measured_from(near, point)
-        if not is_accurate:
-            squared, _ = self._measured_from(int(squared.sum(0)[self._newest_first].argmin()), point)
-        return squared.sqrt_()
+            return torch.zeros(*point.shape[:-1], len(self.blocks), 0, dtype=torch.float64)
+        points = point.to(self._steps).reshape(-1, self.dim)
+        squared, inaccurate = self._measured_from(near, points)
+        for row in inaccurate.nonzero().flatten().tolist():
+            nearest = int(squared[row].sum(0)[self._newest_first].argmin())
+            squared[row] = self._measured_from(nearest, points[row : row + 1])[0]
+        return squared.sqrt_().view(*point.shape[:-1], *squared.shape[1:])
 
-    def _measured_from(self, age: int, point: Tensor) -> tuple[Tensor, bool]:
-        """Squared distances ``[B, T]`` to ``point [d]`` by way of that of an age, and whether all are accurate."""
+    def _measured_from(self, age: int, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared distances ``[n, B, T]`` to ``points [n, d]`` by way of that of an age, and which are inaccurate."""
         *after, r = self._newest_first[: age + 1]
         steps = self._steps[: self._count]
-        sums = torch.stack([offset_products(point, self._newest, after, steps, c) for c in self._columns])
-        products, square = sums[:, :-1], sums[:, -1:]
-        squared = squared_distances_along(products, square, self._newer, self._squares[:, r], r)
-        return squared, not comes_back(squared, square, self._lengths[:, r])
+        sums = [offset_products(points, self._newest, after, steps, c) for c in self._columns]
+        products, square = (torch.stack(blocks, dim=1) for blocks in zip(*sums, strict=True))
+        squared = squared_distances_along(products, square[..., None], self._newer, self._squares[:, r], r)
+        return squared, comes_back(squared, square[..., None], self._lengths[:, r])
 
     def points(self) -> Tensor:
         """The points of the history ``[T, d]``, in the order in which it keeps them."""

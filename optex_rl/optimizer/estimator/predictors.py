@@ -21,9 +21,12 @@ class _TrivialPredictor(Predictor):
 
     @torch.no_grad()
     def mean(self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """The prediction ``[d]``, the same at every ``point``."""
-        mean = self.new_means(1)[0] if out is None else out
-        self._gradient(mean)
+        """The prediction ``[d]``, the same at every ``point``, or that often ``[n, d]``."""
+        mean = self._gradients.new_empty(point.shape) if out is None else out
+        first, *others = mean.view(-1, self.dim)
+        self._gradient(first)
+        for row in others:
+            row.copy_(first)
         return mean
 
     def variances(self, distances: Tensor) -> Tensor:
