@@ -31,7 +31,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -187,7 +187,9 @@ def measure(run_all: RunAll, options: argparse.Namespace) -> dict[str, dict[str,
     for env in options.env:
         steps = options.steps or zoo_options("dqn", env)["n_timesteps"]
         jobs = [Job(env, method, 0.0, 0, options.parallelism, steps, options.every) for method in options.methods]
-        chosen = [dataclasses.replace(job, rate=rate_of(job, run_all, options)) for job in jobs]
+        with ThreadPoolExecutor(len(jobs)) as searches:  # side by side, since each waits for its rates one by one
+            rates = searches.map(lambda job: rate_of(job, run_all, options), jobs)
+            chosen = [dataclasses.replace(job, rate=rate) for job, rate in zip(jobs, rates, strict=True)]
         seeds = range(options.seeds or SEEDS[env])
         # Seed by seed, so that whatever else the machine does falls on all methods alike.
         runs = iter(run_all([dataclasses.replace(job, seed=seed) for seed in seeds for job in chosen]))
@@ -203,7 +205,7 @@ def main() -> int:
     parser.add_argument("--env", nargs="+", choices=SEEDS, default=list(SEEDS), metavar="ENV")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--seeds", type=at_least(1), help="by default 10, and 5 for MountainCar and LunarLander")
-    parser.add_argument("--tuning-seeds", type=at_least(1), default=2, help="for each rate (default: %(default)s)")
+    parser.add_argument("--tuning-seeds", type=at_least(1), default=5, help="for each rate (default: %(default)s)")
     parser.add_argument("--one-rate", action="store_true", help="rl_zoo3's learning rate for all, no search")
     parser.add_argument("--steps", type=at_least(1), help="environment steps of a run; by default rl_zoo3's")
     parser.add_argument("--every", type=at_least(1), default=1_000, help="environment steps between two rows")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 import sys
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ import pytest
 import torch
 
 from optex_rl import ConfigError, NonFiniteError
+from optex_rl.compare.jobs import FIRST_TUNING_SEED
 from scripts import benchmark_figure3, dqn_runs
-from scripts.benchmark_figure3 import METHODS, Cell, first, table_row
+from scripts.benchmark_figure3 import METHODS, Cell, first, measure, table_row
 from scripts.dqn_runs import Follow, Job, Row, make_model, train
 
 JOB = Job("LunarLander-v3", "vanilla", 6.3e-4, 0, parallelism=2, steps=80, every=16)
@@ -127,12 +131,37 @@ def test_a_row_of_runs_that_end_before_the_first_iteration() -> None:
     assert columns == ["Task", "vanilla", "0.001", "– (– … –)", "– (– … –)", "–", "–", "–", "0/2", "–"]
 
 
+def test_the_rates_of_all_methods_are_searched_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    both, tried = threading.Barrier(2, timeout=20), set[tuple[str, float, int]]()
+
+    def run_all(jobs: Iterable[Job]) -> Iterable[list[Row]]:
+        for job in jobs:
+            if job.method not in {method for method, *_ in tried}:
+                both.wait()  # broken if one method waits for the other
+            tried.add((job.method, job.rate, job.seed))
+            yield rows(-abs(math.log(job.rate / best[job.method])))
+
+    best = {"vanilla": 0.0023, "target": 0.0023 * 3**-1}
+    flags = {"env": ["CartPole-v1"], "methods": list(best), "one_rate": False, "tuning_seeds": 2, "seeds": 3}
+    options = argparse.Namespace(**flags, parallelism=4, steps=None, every=1000)
+    cells = measure(run_all, options)["CartPole-v1"]
+    assert {method: cell.rate for method, cell in cells.items()} == best
+    assert {len(cell.runs) for cell in cells.values()} == {3}
+    assert ("target", 0.0023 * 3**-2, FIRST_TUNING_SEED) in tried  # beyond the best
+    assert capsys.readouterr().out.count("| CartPole-v1 | vanilla | ") == 3
+
+
 def test_an_interrupted_benchmark_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    lock = threading.Lock()
+
     class InOneProcess:
-        def __init__(self, *_: Any, **__: Any) -> None:
-            self.map = map
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def map(self, function: Callable[[Job], list[Row]], jobs: Iterable[Job]) -> list[list[Row]]:
+            with lock:  # the searches of the methods are threads
+                return list(map(function, jobs))
 
         def __enter__(self) -> InOneProcess:
             return self
