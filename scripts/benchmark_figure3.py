@@ -48,7 +48,7 @@ from optex_rl.runner.plots import new_figure, save_figure
 
 from .benchmark_bases import best_rate
 from .dqn_runs import Job, Row, train
-from .reports import at_least
+from .reports import at_least, positive
 
 SEEDS: Final = {"CartPole-v1": 10, "Acrobot-v1": 10, "MountainCar-v0": 5, "LunarLander-v3": 5}
 METHODS: Final = {
@@ -114,7 +114,9 @@ def choose_rate(run_all: RunAll, job: Job, tuning_seeds: int) -> float:
 
 
 def rate_of(job: Job, run_all: RunAll, options: argparse.Namespace) -> float:
-    """The method's own rate, or rl_zoo3's with --one-rate."""
+    """The method's own rate, or the one that the flags give to all."""
+    if options.rate is not None:
+        return float(options.rate)
     if options.one_rate:
         return float(zoo_options("dqn", job.env)["learning_rate"])
     return choose_rate(run_all, job, options.tuning_seeds)
@@ -175,7 +177,7 @@ def draw(tasks: Mapping[str, Mapping[str, Cell]], output: Path) -> None:
                     panel.fill_between(x, low, high, color=curve.get_color(), alpha=0.15, linewidth=0)
             for panel, xlabel in zip(panels[2 * number + line], AXES.values(), strict=True):
                 panel.set(title=env, xlabel=xlabel, ylabel=ylabel)
-                panel.locator_params(axis="x", nbins=6)  # numbers of six digits stand apart
+                panel.locator_params(axis="x", nbins=5)  # numbers of six digits stand apart
                 panel.grid(alpha=0.3)
     panels[0][0].legend(fontsize="small", loc="upper left")
     save_figure(figure, output)
@@ -206,7 +208,9 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--seeds", type=at_least(1), help="by default 10, and 5 for MountainCar and LunarLander")
     parser.add_argument("--tuning-seeds", type=at_least(1), default=5, help="for each rate (default: %(default)s)")
-    parser.add_argument("--one-rate", action="store_true", help="rl_zoo3's learning rate for all, no search")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--one-rate", action="store_true", help="rl_zoo3's learning rate for all, no search")
+    given.add_argument("--rate", type=positive, help="this learning rate for all, no search")
     parser.add_argument("--steps", type=at_least(1), help="environment steps of a run; by default rl_zoo3's")
     parser.add_argument("--every", type=at_least(1), default=1_000, help="environment steps between two rows")
     parser.add_argument("--parallelism", type=at_least(2), default=4, help="N (default: %(default)s)")

@@ -28,6 +28,17 @@ def at_least(least: int) -> Callable[[str], int]:
     return convert
 
 
+def positive(text: str) -> float:
+    """A converter for argparse: finite numbers above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return value
+
+
 Cells = dict[tuple[str, float], list[Curve]]  # by name of the method and learning rate, one curve for each seed
 
 

@@ -143,7 +143,7 @@ def test_the_rates_of_all_methods_are_searched_side_by_side(capsys: pytest.Captu
 
     best = {"vanilla": 0.0023, "target": 0.0023 * 3**-1}
     flags = {"env": ["CartPole-v1"], "methods": list(best), "one_rate": False, "tuning_seeds": 2, "seeds": 3}
-    options = argparse.Namespace(**flags, parallelism=4, steps=None, every=1000)
+    options = argparse.Namespace(**flags, rate=None, parallelism=4, steps=None, every=1000)
     cells = measure(run_all, options)["CartPole-v1"]
     assert {method: cell.rate for method, cell in cells.items()} == best
     assert {len(cell.runs) for cell in cells.values()} == {3}
@@ -192,6 +192,20 @@ def test_an_interrupted_benchmark_goes_on(
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| LunarLander-v3 |")]
     assert len(rows) == 2  # the table, and no search before it
     assert all("| 0.00063 |" in row for row in rows)
+    assert run("--seeds", "1", "--rate", "0.00189") == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| LunarLander-v3 |")]
+    assert len(rows) == 2
+    assert all("| 0.0019 |" in row for row in rows)
     assert run("--seeds", "2", "--parallelism", "2") == 1
     assert "is of a run with other options" in capsys.readouterr().err
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "inf", "nan", "fast"])
+def test_a_rate_is_a_positive_number(
+    rate: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark_figure3", f"--rate={rate}"])
+    with pytest.raises(SystemExit, match="2"):
+        benchmark_figure3.main()
+    assert f"argument --rate: must be a positive number, got '{rate}'" in capsys.readouterr().err
