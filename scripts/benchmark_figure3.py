@@ -31,7 +31,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -189,9 +189,7 @@ def measure(run_all: RunAll, options: argparse.Namespace) -> dict[str, dict[str,
     for env in options.env:
         steps = options.steps or zoo_options("dqn", env)["n_timesteps"]
         jobs = [Job(env, method, 0.0, 0, options.parallelism, steps, options.every) for method in options.methods]
-        with ThreadPoolExecutor(len(jobs)) as searches:  # side by side, since each waits for its rates one by one
-            rates = searches.map(lambda job: rate_of(job, run_all, options), jobs)
-            chosen = [dataclasses.replace(job, rate=rate) for job, rate in zip(jobs, rates, strict=True)]
+        chosen = [dataclasses.replace(job, rate=rate_of(job, run_all, options)) for job in jobs]
         seeds = range(options.seeds or SEEDS[env])
         # Seed by seed, so that whatever else the machine does falls on all methods alike.
         runs = iter(run_all([dataclasses.replace(job, seed=seed) for seed in seeds for job in chosen]))

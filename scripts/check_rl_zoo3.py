@@ -48,8 +48,10 @@ def main() -> int:
     """Compare all that the file has; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path, help="of rl_zoo3")
-    found, compared, release = [], 0, {}
-    with zipfile.ZipFile(parser.parse_args().wheel) as wheel:
+    path, found, compared, release = parser.parse_args().wheel, [], 0, {}
+    if not zipfile.is_zipfile(path):
+        parser.error(f"{path} is not a wheel; --help says how to get one")
+    with zipfile.ZipFile(path) as wheel:
         for env, algorithms in packaged_table(*TABLE).items():
             for algo, ours in algorithms.items():
                 if algo not in release:

@@ -102,7 +102,12 @@ class OptExA2C(A2C):
         adam_kwargs = {"eps": 1e-5}
         # N steps are not too many for the rates of rl_zoo3, see docs/stable-baselines3.md.
         self.policy_kwargs = with_optex(
-            self.policy_kwargs, self.parallelism, self.max_grad_norm, self.optex_kwargs, "fixed", adam_kwargs
+            self.policy_kwargs,
+            self.parallelism,
+            self.max_grad_norm,
+            self.optex_kwargs,
+            horizon="fixed",
+            adam_kwargs=adam_kwargs,
         )
         super()._setup_model()
         if self.parallelism > 1:

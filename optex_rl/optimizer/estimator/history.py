@@ -192,9 +192,10 @@ class History:
         *after, r = self._newest_first[: age + 1]
         steps = self._steps[: self._count]
         sums = [offset_products(points, self._newest, after, steps, c) for c in self._columns]
-        products, square = (torch.stack(blocks, dim=1) for blocks in zip(*sums, strict=True))
-        squared = squared_distances_along(products, square[..., None], self._newer, self._squares[:, r], r)
-        return squared, comes_back(squared, square[..., None], self._lengths[:, r])
+        products = torch.stack([product for product, _ in sums], dim=1)
+        square = torch.stack([square for _, square in sums], dim=1)[..., None]
+        squared = squared_distances_along(products, square, self._newer, self._squares[:, r], r)
+        return squared, comes_back(squared, square, self._lengths[:, r])
 
     def points(self) -> Tensor:
         """The points of the history ``[T, d]``, in the order in which it keeps them."""

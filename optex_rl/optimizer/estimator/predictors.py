@@ -23,10 +23,9 @@ class _TrivialPredictor(Predictor):
     def mean(self, point: Tensor, distances: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """The prediction ``[d]``, the same at every ``point``, or that often ``[n, d]``."""
         mean = self._gradients.new_empty(point.shape) if out is None else out
-        first, *others = mean.view(-1, self.dim)
-        self._gradient(first)
-        for row in others:
-            row.copy_(first)
+        rows = mean.view(-1, self.dim)
+        self._gradient(rows[0])
+        rows[1:] = rows[0]
         return mean
 
     def variances(self, distances: Tensor) -> Tensor:
