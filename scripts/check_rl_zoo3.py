@@ -44,6 +44,12 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[
             yield f"{name}: {here} here, {there} there"
 
 
+def settings(wheel: zipfile.ZipFile, algo: str) -> dict[str, dict[str, Any]]:
+    """The release's options of an algorithm by task; none where it has no such algorithm."""
+    name = f"rl_zoo3/hyperparams/{algo}.yml"
+    return dict(yaml.safe_load(wheel.read(name))) if name in wheel.namelist() else {}
+
+
 def main() -> int:
     """Compare all that the file has; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,7 +61,7 @@ def main() -> int:
         for env, algorithms in packaged_table(*TABLE).items():
             for algo, ours in algorithms.items():
                 if algo not in release:
-                    release[algo] = yaml.safe_load(wheel.read(f"rl_zoo3/hyperparams/{algo}.yml"))
+                    release[algo] = settings(wheel, algo)
                 found += [f"{env} {algo} {line}" for line in differences(POLICY | ours, release[algo].get(env, {}))]
                 compared += len(ours)
     print("\n".join([*found, f"{compared} options compared, {len(found)} differences"]))

@@ -29,6 +29,15 @@ def as_rl_zoo3_writes(algo: str) -> dict[str, Any]:
     return tasks
 
 
+def check(path: Path, algorithms: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Exit status for a wheel at ``path`` with settings by algorithm and task."""
+    with zipfile.ZipFile(path, "w") as wheel:
+        for algo, tasks in algorithms.items():
+            wheel.writestr(f"rl_zoo3/hyperparams/{algo}.yml", yaml.safe_dump(tasks))
+    monkeypatch.setattr(sys, "argv", ["check_rl_zoo3", str(path)])
+    return check_rl_zoo3.main()
+
+
 @pytest.mark.parametrize(
     ("option", "value", "line"),
     [
@@ -46,14 +55,19 @@ def test_differences_to_a_release_are_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with zipfile.ZipFile(tmp_path / "rl_zoo3.whl", "w") as wheel:
-        for algo in ("a2c", "ppo", "dqn"):
-            tasks = as_rl_zoo3_writes(algo)
-            if option is not None and algo == "dqn":
-                tasks["MountainCar-v0"][option] = value
-            wheel.writestr(f"rl_zoo3/hyperparams/{algo}.yml", yaml.safe_dump(tasks))
-    monkeypatch.setattr(sys, "argv", ["check_rl_zoo3", str(tmp_path / "rl_zoo3.whl")])
-    assert check_rl_zoo3.main() == (option is not None)
+    algorithms = {algo: as_rl_zoo3_writes(algo) for algo in ("a2c", "ppo", "dqn")}
+    if option is not None:
+        algorithms["dqn"]["MountainCar-v0"][option] = value
+    assert check(tmp_path / "rl_zoo3.whl", algorithms, monkeypatch) == (option is not None)
     out = capsys.readouterr().out
     assert line in out
     assert out.count("\n") == (1 if option is None else 2)
+
+
+def test_a_release_without_an_algorithm_differs_in_all_of_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(tmp_path / "rl_zoo3.whl", {algo: as_rl_zoo3_writes(algo) for algo in ("ppo", "dqn")}, monkeypatch) == 1
+    *lines, _ = capsys.readouterr().out.splitlines()
+    assert "MountainCar-v0 a2c policy: MlpPolicy here, None there" in lines
+    assert len(lines) == sum(len(algorithms.get("a2c", {})) + 1 for algorithms in packaged_table(*TABLE).values())
