@@ -179,7 +179,7 @@ def draw(tasks: Mapping[str, Mapping[str, Cell]], output: Path) -> None:
                 panel.set(title=env, xlabel=xlabel, ylabel=ylabel)
                 panel.locator_params(axis="x", nbins=5)  # numbers of six digits stand apart
                 panel.grid(alpha=0.3)
-    panels[0][0].legend(fontsize="small", loc="upper left")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(METHODS))
     save_figure(figure, output)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 import sys
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,12 @@ from scripts.benchmark_figure3 import METHODS, Cell, first, measure, table_row
 from scripts.dqn_runs import Follow, Job, Row, make_model, train
 
 JOB = Job("LunarLander-v3", "vanilla", 6.3e-4, 0, parallelism=2, steps=80, every=16)
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "paper.md").read_text(encoding="utf-8").split("### rl_zoo3's settings")[1].split("\n### ")[0]
+KEPT = ("Acrobot-v1",)  # tasks with all of their runs in the archive
+COMMANDS = [
+    flags for flags in map(str.split, re.findall(r"benchmark_figure3 (--env .*)", PAGE)) if set(flags) & set(KEPT)
+]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -148,18 +156,21 @@ def test_each_method_has_the_best_rate_of_its_own_search(capsys: pytest.CaptureF
     assert capsys.readouterr().out.count("| CartPole-v1 | vanilla | ") == 3
 
 
+class InOneProcess:
+    """In place of the processes, so that nothing is imported anew, and what is patched stays so."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.map = map
+
+    def __enter__(self) -> InOneProcess:
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+
+
 def test_an_interrupted_benchmark_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class InOneProcess:
-        def __init__(self, *_: Any, **__: Any) -> None:
-            self.map = map
-
-        def __enter__(self) -> InOneProcess:
-            return self
-
-        def __exit__(self, *_: Any) -> None: ...
-
     monkeypatch.setattr(benchmark_figure3, "ProcessPoolExecutor", InOneProcess)
     folder, plot = tmp_path / "runs", tmp_path / "figure.png"
     flags = ["--env", "LunarLander-v3", "--methods", "vanilla", "refine", "--tuning-seeds", "1", "--every", "128"]
@@ -191,6 +202,37 @@ def test_an_interrupted_benchmark_goes_on(
     assert run("--seeds", "2", "--parallelism", "2") == 1
     assert "is of a run with other options" in capsys.readouterr().err
     assert torch.get_num_threads() == 1
+
+
+@pytest.fixture(scope="module")
+def kept_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the runs that docs/paper.md publishes."""
+    folder = tmp_path_factory.mktemp("kept")
+    with tarfile.open(DOCS / "figures" / "figure3-runs.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "figure3"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: "_".join(command[1:4]))
+def test_published_rows_are_those_of_the_kept_runs(
+    command: list[str], kept_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command of the page prints rows of its tables, and means of its searches, without training anything."""
+
+    def refuse(job: Job) -> None:
+        raise AssertionError(f"{job.file_name} is not in the archive")
+
+    monkeypatch.setattr(benchmark_figure3, "ProcessPoolExecutor", InOneProcess)
+    monkeypatch.setattr(benchmark_figure3, "train", refuse)
+    flags = command[: command.index("--output")] if "--output" in command else command
+    monkeypatch.setattr(sys, "argv", ["benchmark_figure3", *flags, "--folder", str(kept_runs)])
+    assert benchmark_figure3.main() == 0
+    published = [line.replace("−", "-").replace("**", "") for line in PAGE.splitlines()]
+    search, table = [part.splitlines()[2:] for part in capsys.readouterr().out.split("\n\n")[1:]]
+    assert table
+    assert [row for row in table if row not in published] == []
+    for _, method, _, mean in (row.strip("| ").split(" | ") for row in search):
+        assert any(line.startswith(f"| {method} |") and f" {mean} |" in line for line in published)
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "inf", "nan", "fast"])
