@@ -25,9 +25,7 @@ JOB = Job("LunarLander-v3", "vanilla", 6.3e-4, 0, parallelism=2, steps=80, every
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "paper.md").read_text(encoding="utf-8").split("### rl_zoo3's settings")[1].split("\n### ")[0]
 KEPT = {"Acrobot-v1", "LunarLander-v3"}  # tasks whose runs are in the archive
-COMMANDS = [
-    flags for flags in map(str.split, re.findall(r"benchmark_figure3 (--env .*)", PAGE)) if KEPT & set(flags)
-]
+COMMANDS = [flags for flags in map(str.split, re.findall(r"benchmark_figure3 (--env .*)", PAGE)) if KEPT & set(flags)]
 
 
 @pytest.mark.parametrize("method", METHODS)
