@@ -50,7 +50,7 @@ from .benchmark_bases import best_rate
 from .dqn_runs import Job, Row, train
 from .reports import at_least, positive
 
-SEEDS: Final = {"CartPole-v1": 10, "Acrobot-v1": 10, "MountainCar-v0": 5, "LunarLander-v3": 5}
+ENVS: Final = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3")
 METHODS: Final = {
     "vanilla": "vanilla",
     "data-parallel": "data-parallel",
@@ -190,7 +190,7 @@ def measure(run_all: RunAll, options: argparse.Namespace) -> dict[str, dict[str,
         steps = options.steps or zoo_options("dqn", env)["n_timesteps"]
         jobs = [Job(env, method, 0.0, 0, options.parallelism, steps, options.every) for method in options.methods]
         chosen = [dataclasses.replace(job, rate=rate_of(job, run_all, options)) for job in jobs]
-        seeds = range(options.seeds or SEEDS[env])
+        seeds = range(options.seeds)
         # Seed by seed, so that whatever else the machine does falls on all methods alike.
         runs = iter(run_all([dataclasses.replace(job, seed=seed) for seed in seeds for job in chosen]))
         by_seed = [[next(runs) for _ in chosen] for _ in seeds]
@@ -202,9 +202,9 @@ def measure(run_all: RunAll, options: argparse.Namespace) -> dict[str, dict[str,
 def main() -> int:
     """Parse the flags, run what is not kept yet, print the table, draw the plot; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", nargs="+", choices=SEEDS, default=list(SEEDS), metavar="ENV")
+    parser.add_argument("--env", nargs="+", choices=ENVS, default=list(ENVS), metavar="ENV")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--seeds", type=at_least(1), help="by default 10, and 5 for MountainCar and LunarLander")
+    parser.add_argument("--seeds", type=at_least(1), default=10, help="with the chosen rate (default: %(default)s)")
     parser.add_argument("--tuning-seeds", type=at_least(1), default=5, help="for each rate (default: %(default)s)")
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--one-rate", action="store_true", help="rl_zoo3's learning rate for all, no search")
