@@ -15,7 +15,7 @@ Exploration follows the schedule of rl_zoo3's whole run, also where --steps ends
 method by itself: three a factor of 3 apart, rl_zoo3's in the middle, then further ones at the end where the best is, by
 the mean over tuning seeds of the cumulative average reward at the end; with --one-rate all have rl_zoo3's, and
 methods differ in nothing else. Each run is kept as a file of the folder, so that the same command goes on where it was
-interrupted.
+interrupted, and one with fewer --steps needs no runs of its own.
 
 In the table each seed is held against vanilla's same one; seconds are those of the processor, all on one thread.
 """
@@ -65,20 +65,21 @@ FIGURES: Final = {"cumulative": "cumulative average reward", "last": "mean retur
 
 
 def finished(folder: Path, job: Job) -> list[Row]:
-    """The rows of a run, from its file if there is one.
+    """The rows of a run, from its file if that has them all; one of fewer steps is the beginning of one of more.
 
     Raises:
         ConfigError: the file is of a run with other options.
     """
     path = folder / job.file_name
-    if not path.exists():
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if kept is not None and kept["job"] | {"steps": job.steps} != job.options():
+        raise ConfigError(f"{path} is of a run with other options: {kept['job']}; use another --folder")
+    if kept is None or kept["job"]["steps"] < job.steps:
         kept = train(job)
         write_atomically(path, json.dumps(kept).encode())
         print(f"{job.file_name}: {figure(kept['rows'][-1].cumulative)} {kept['fault']}", file=sys.stderr, flush=True)
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    if kept["job"] != job.options():
-        raise ConfigError(f"{path} is of a run with other options: {kept['job']}; use another --folder")
-    return [Row(*row) for row in kept["rows"]]
+    rows = [Row(*row) for row in kept["rows"]]
+    return [row for row in rows if row.env_steps <= job.steps]
 
 
 Runs = Sequence[Sequence[Row]]  # one a seed

@@ -18,7 +18,7 @@ import torch
 from optex_rl import ConfigError, NonFiniteError
 from optex_rl.compare.jobs import FIRST_TUNING_SEED
 from scripts import benchmark_figure3, dqn_runs
-from scripts.benchmark_figure3 import METHODS, Cell, first, measure, table_row
+from scripts.benchmark_figure3 import METHODS, Cell, finished, first, measure, table_row
 from scripts.dqn_runs import Follow, Job, Row, make_model, train
 
 JOB = Job("LunarLander-v3", "vanilla", 6.3e-4, 0, parallelism=2, steps=80, every=16)
@@ -200,6 +200,23 @@ def test_an_interrupted_benchmark_goes_on(
     assert run("--seeds", "2", "--parallelism", "2") == 1
     assert "is of a run with other options" in capsys.readouterr().err
     assert torch.get_num_threads() == 1
+
+
+def test_a_run_of_fewer_steps_is_the_beginning_of_one_of_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short, long = (dataclasses.replace(JOB, every=150, steps=steps) for steps in (350, 600))
+
+    def without_seconds(rows: list[Row]) -> list[Row]:
+        return [row._replace(seconds=0.0) for row in rows]
+
+    first_rows = finished(tmp_path, short)
+    all_rows = finished(tmp_path, long)  # in the place of the short one, which goes no further
+    assert [row.env_steps for row in all_rows] == [150, 300, 450, 600]
+    assert not any(math.isnan(row.cumulative) for row in all_rows)  # NaN would not equal itself
+    assert without_seconds(finished(tmp_path, short)) == without_seconds(first_rows) == without_seconds(all_rows[:2])
+    assert finished(tmp_path, long) == all_rows
+    assert capsys.readouterr().err.count(short.file_name) == 2  # the runs that were made
 
 
 @pytest.fixture(scope="module")
