@@ -15,7 +15,7 @@ Exploration follows the schedule of rl_zoo3's whole run, also where --steps ends
 method by itself: three a factor of 3 apart, rl_zoo3's in the middle, then further ones at the end where the best is, by
 the mean over tuning seeds of the cumulative average reward at the end; with --one-rate all have rl_zoo3's, and
 methods differ in nothing else. Each run is kept as a file of the folder, so that the same command goes on where it was
-interrupted, and one with fewer --steps needs no runs of its own.
+interrupted, and one with fewer --steps takes the beginnings of these runs.
 
 In the table each seed is held against vanilla's same one; seconds are those of the processor, all on one thread.
 """
