@@ -81,9 +81,15 @@ def area(config: TrainConfig) -> float:
     return statistics.fmean(value for row in rows if not math.isnan(value := row["rollout/ep_rew_mean"]))
 
 
-def best_rate(score: Callable[[float], float], middle: float) -> float:
-    """The best of rates a factor apart, none of which lies beyond the ends of those that were tried."""
-    low, high = -1, 1
+def best_rate(score: Callable[[float], float], middle: float, low: int = -1, high: int = 1) -> float:
+    """The best of rates a factor apart, none of which lies at an end of those that were tried.
+
+    Args:
+        score: of a rate, the greater the better.
+        middle: the rate whose multiples by powers of the factor are tried.
+        low: the power that the search begins with.
+        high: the power up to which it goes at least.
+    """
     scores = {k: score(middle * FACTOR**k) for k in range(low, high + 1)}
     while (best := max(scores, key=lambda k: scores[k])) in (low, high):
         low, high = (low - 1, high) if best == low else (low, high + 1)

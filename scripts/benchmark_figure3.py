@@ -12,10 +12,10 @@ steps in sequence, and all see as much of the environment in each iteration:
     extrapolate     OptEx as the optimizer class: one minibatch, N steps with predicted gradients
 
 Exploration follows the schedule of rl_zoo3's whole run, also where --steps ends it before. Rates are searched for each
-method by itself: three a factor of 3 apart, rl_zoo3's in the middle, then further ones at the end where the best is, by
-the mean over tuning seeds of the cumulative average reward at the end; with --one-rate all have rl_zoo3's, and
-methods differ in nothing else. Each run is kept as a file of the folder, so that the same command goes on where it was
-interrupted, and one with fewer --steps takes the beginnings of these runs.
+method by itself: three a factor of 3 apart, rl_zoo3's in the middle, or as many as --powers says, then further ones at
+the end where the best is, by the mean over tuning seeds of the cumulative average reward at the end; with --one-rate
+all have rl_zoo3's, and methods differ in nothing else. Each run is kept as a file of the folder, so that the same
+command goes on where it was interrupted, and one with fewer --steps takes the beginnings of these runs.
 
 In the table each seed is held against vanilla's same one; seconds are those of the processor, all on one thread.
 """
@@ -60,6 +60,7 @@ METHODS: Final = {
     "auto": "OptEx, refine, auto",
     "extrapolate": "OptEx, extrapolate",
 }
+POWERS: Final = "search from rl_zoo3's rate * 3^LOW to * 3^HIGH, at least (default: -1 1)"
 AXES: Final = {"iterations": "sequential iterations", "env_steps": "environment steps", "seconds": "processor seconds"}
 FIGURES: Final = {"cumulative": "cumulative average reward", "last": "mean return, last 100 episodes"}
 
@@ -67,13 +68,17 @@ FIGURES: Final = {"cumulative": "cumulative average reward", "last": "mean retur
 def finished(folder: Path, job: Job) -> list[Row]:
     """The rows of a run, from its file if that has them all; one of fewer steps is the beginning of one of more.
 
+    Rates that differ by rounding alone are one: products of the same factors may have another last digit.
+
     Raises:
         ConfigError: the file is of a run with other options.
     """
     path = folder / job.file_name
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if kept is not None and kept["job"] | {"steps": job.steps} != job.options():
-        raise ConfigError(f"{path} is of a run with other options: {kept['job']}; use another --folder")
+    if kept is not None:
+        rate = job.rate if math.isclose(kept["job"]["rate"], job.rate) else kept["job"]["rate"]
+        if kept["job"] | {"steps": job.steps, "rate": rate} != job.options():
+            raise ConfigError(f"{path} is of a run with other options: {kept['job']}; use another --folder")
     if kept is None or kept["job"]["steps"] < job.steps:
         kept = train(job)
         write_atomically(path, json.dumps(kept).encode())
@@ -101,8 +106,12 @@ class Cell(NamedTuple):
         return np.array([[getattr(row, name) for row in rows] for rows in self.runs], dtype=np.float64)
 
 
-def choose_rate(run_all: RunAll, job: Job, tuning_seeds: int) -> float:
-    """The rate with the greatest mean cumulative average reward at the end, which is printed for each that is tried."""
+def choose_rate(run_all: RunAll, job: Job, tuning_seeds: int, powers: Sequence[int]) -> float:
+    """The rate with the greatest mean cumulative average reward at the end, which is printed for each that is tried.
+
+    Args:
+        powers: of 3, times rl_zoo3's rate, from the first to the second, which are tried in any case.
+    """
 
     def score(rate: float) -> float:
         seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + tuning_seeds)
@@ -111,7 +120,7 @@ def choose_rate(run_all: RunAll, job: Job, tuning_seeds: int) -> float:
         print(f"| {job.env} | {METHODS[job.method]} | {rate:.2g} | {figure(mean, 1)} |", flush=True)
         return -math.inf if math.isnan(mean) else mean  # no episode has ended
 
-    return best_rate(score, zoo_options("dqn", job.env)["learning_rate"])
+    return best_rate(score, zoo_options("dqn", job.env)["learning_rate"], *powers)
 
 
 def rate_of(job: Job, run_all: RunAll, options: argparse.Namespace) -> float:
@@ -120,7 +129,7 @@ def rate_of(job: Job, run_all: RunAll, options: argparse.Namespace) -> float:
         return float(options.rate)
     if options.one_rate:
         return float(zoo_options("dqn", job.env)["learning_rate"])
-    return choose_rate(run_all, job, options.tuning_seeds)
+    return choose_rate(run_all, job, options.tuning_seeds, options.powers)
 
 
 def first(rows: Sequence[Row], value: float) -> Row | None:
@@ -210,6 +219,7 @@ def main() -> int:
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--one-rate", action="store_true", help="rl_zoo3's learning rate for all, no search")
     given.add_argument("--rate", type=positive, help="this learning rate for all, no search")
+    given.add_argument("--powers", nargs=2, type=int, default=[-1, 1], metavar=("LOW", "HIGH"), help=POWERS)
     parser.add_argument("--steps", type=at_least(1), help="environment steps of a run; by default rl_zoo3's")
     parser.add_argument("--every", type=at_least(1), default=1_000, help="environment steps between two rows")
     parser.add_argument("--parallelism", type=at_least(2), default=4, help="N (default: %(default)s)")
@@ -219,6 +229,8 @@ def main() -> int:
     options = parser.parse_args()
     if "vanilla" not in options.methods:
         parser.error("--methods must have vanilla, which the others are held against")
+    if options.powers[0] > options.powers[1]:
+        parser.error(f"--powers must be the lower one first, got {options.powers[0]} {options.powers[1]}")
     options.folder.mkdir(parents=True, exist_ok=True)
     print(
         f"{shlex.join(sys.argv)}\n\n| task | method | rate | {options.tuning_seeds} tuning seeds |\n|---|---|---|---|"

@@ -145,13 +145,19 @@ def test_each_method_has_the_best_rate_of_its_own_search(capsys: pytest.CaptureF
             yield rows(-abs(math.log(job.rate / best[job.method])))
 
     best = {"vanilla": 0.0023, "target": 0.0023 * 3**-1}
-    flags = {"env": ["CartPole-v1"], "methods": list(best), "one_rate": False, "tuning_seeds": 2, "seeds": 3}
-    options = argparse.Namespace(**flags, rate=None, parallelism=4, steps=None, every=1000)
-    cells = measure(run_all, options)["CartPole-v1"]
+    flags: dict[str, Any] = {"env": ["CartPole-v1"], "methods": list(best), "tuning_seeds": 2, "seeds": 3}
+    flags |= {"rate": None, "one_rate": False, "powers": [-1, 1], "parallelism": 4, "steps": None, "every": 1000}
+    cells = measure(run_all, argparse.Namespace(**flags))["CartPole-v1"]
     assert {method: cell.rate for method, cell in cells.items()} == best
     assert {len(cell.runs) for cell in cells.values()} == {3}
     assert ("target", 0.0023 * 3**-2, FIRST_TUNING_SEED) in tried  # beyond the best
     assert capsys.readouterr().out.count("| CartPole-v1 | vanilla | ") == 3
+    tried.clear()
+    cells = measure(run_all, argparse.Namespace(**flags | {"powers": [-3, 0]}))["CartPole-v1"]
+    assert {method: cell.rate for method, cell in cells.items()} == best
+    for method, highest in (("vanilla", 1), ("target", 0)):  # one more where the best is the last
+        rates = {rate for name, rate, _ in tried if name == method}
+        assert rates == {0.0023 * 3.0**power for power in range(-3, highest + 1)}
 
 
 class InOneProcess:
@@ -217,6 +223,10 @@ def test_a_run_of_fewer_steps_is_the_beginning_of_one_of_more(
     assert without_seconds(finished(tmp_path, short)) == without_seconds(first_rows) == without_seconds(all_rows[:2])
     assert finished(tmp_path, long) == all_rows
     assert capsys.readouterr().err.count(short.file_name) == 2  # the runs that were made
+    rounded = dataclasses.replace(long, rate=math.nextafter(long.rate, 1))
+    assert finished(tmp_path, rounded) == all_rows
+    with pytest.raises(ConfigError, match="is of a run with other options"):
+        finished(tmp_path, dataclasses.replace(long, rate=long.rate * 1.0001))  # the same file name
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +258,13 @@ def test_published_rows_are_those_of_the_kept_runs(
     assert [row for row in table if row not in published] == []
     for _, method, _, mean in (row.strip("| ").split(" | ") for row in search):
         assert any(line.startswith(f"| {method} |") and f" {mean} |" in line for line in published)
+
+
+def test_powers_ascend(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark_figure3", "--powers", "1", "-1"])
+    with pytest.raises(SystemExit, match="2"):
+        benchmark_figure3.main()
+    assert "--powers must be the lower one first, got 1 -1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "inf", "nan", "fast"])
