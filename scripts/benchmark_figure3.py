@@ -209,8 +209,8 @@ def measure(run_all: RunAll, options: argparse.Namespace) -> dict[str, dict[str,
     return tasks
 
 
-def main() -> int:
-    """Parse the flags, run what is not kept yet, print the table, draw the plot; returns the exit status."""
+def parse_flags() -> argparse.Namespace:
+    """The flags of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", nargs="+", choices=ENVS, default=list(ENVS), metavar="ENV")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
@@ -231,6 +231,12 @@ def main() -> int:
         parser.error("--methods must have vanilla, which the others are held against")
     if options.powers[0] > options.powers[1]:
         parser.error(f"--powers must be the lower one first, got {options.powers[0]} {options.powers[1]}")
+    return options
+
+
+def main() -> int:
+    """Run what is not kept yet, print the table, draw the plot; returns the exit status."""
+    options = parse_flags()
     options.folder.mkdir(parents=True, exist_ok=True)
     print(
         f"{shlex.join(sys.argv)}\n\n| task | method | rate | {options.tuning_seeds} tuning seeds |\n|---|---|---|---|"
