@@ -17,7 +17,8 @@ the end where the best is, by the mean over tuning seeds of the cumulative avera
 all have rl_zoo3's, and methods differ in nothing else. Each run is kept as a file of the folder, so that the same
 command goes on where it was interrupted, and one with fewer --steps takes the beginnings of these runs.
 
-In the table each seed is held against vanilla's same one; seconds are those of the processor, all on one thread.
+In the table each seed is held against vanilla's same one, and there is no way to target where target does not end above
+vanilla; seconds are those of the processor, all on one thread.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def table_row(env: str, method: str, cells: Mapping[str, Cell]) -> str:
         interval = stratified_interval([ends], np.random.default_rng(0))
         columns.append(spread(float(interquartile_mean(ends)), interval, 1))
     columns += [
-        figure((means[method] - means["vanilla"]) / way + 0.0, 2) if way else "–",
+        figure((means[method] - means["vanilla"]) / way, 2) if way > 0 else "–",
         figure(iterations),
         figure(seconds),
         f"{sum(row is not None for row in reached)}/{len(reached)}",
