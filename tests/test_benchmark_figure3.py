@@ -24,7 +24,7 @@ from scripts.dqn_runs import Follow, Job, Row, make_model, train
 JOB = Job("LunarLander-v3", "vanilla", 6.3e-4, 0, parallelism=2, steps=80, every=16)
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "paper.md").read_text(encoding="utf-8").split("### rl_zoo3's settings")[1].split("\n### ")[0]
-KEPT = {"CartPole-v1", "Acrobot-v1", "LunarLander-v3", "60000"}  # the archive has MountainCar of 60,000 steps only
+KEPT = {"CartPole-v1", "Acrobot-v1", "LunarLander-v3", "60000"}  # of MountainCar's rows only those of 60,000 steps
 COMMANDS = [flags for flags in map(str.split, re.findall(r"benchmark_figure3 (--env .*)", PAGE)) if KEPT & set(flags)]
 
 
